@@ -1,0 +1,1 @@
+"""Mathematics of First-Order Preconditioning: derivations, checks, counterexamples and the ledger."""

@@ -1,0 +1,1 @@
+"""Counterexamples in exact arithmetic, each a script that runs alone."""

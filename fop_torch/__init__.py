@@ -1,0 +1,1 @@
+"""FOP as a PyTorch optimizer, and the experiments of the paper."""
