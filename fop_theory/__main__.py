@@ -36,12 +36,12 @@ def _detail(row: ledger.Judged, fallen: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status is 1 when a row has a problem, 2 on bad input."""
+    """Run the command line; the exit status is 1 when a row that it prints has a problem, 2 on bad input."""
     parser = argparse.ArgumentParser(prog="python -m fop_theory", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("ledger", help="every claim of the paper and its verdict")
     show.add_argument("--claim", metavar="ID", help="one claim with all its evidence, for example eq-4")
-    show.add_argument("--json", action="store_true", help="the whole ledger as JSON")
+    show.add_argument("--json", action="store_true", help="the ledger, or one claim of it, as JSON")
     options = parser.parse_args(arguments)
     root = Path(__file__).parents[1]
     try:
@@ -52,15 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ledger.LedgerError as error:
         print(error, file=sys.stderr)
         return 2
+    chosen = [row for row in judged if options.claim in (None, row.claim.id)]
     if options.json:
-        print(json.dumps(ledger.as_json(judged), indent=1))
+        whole = ledger.as_json(judged)
+        one = next((row for row in whole["claims"] if row["id"] == options.claim), None)
+        print(json.dumps(one or whole, indent=1))
     elif options.claim:
-        row = next(row for row in judged if row.claim.id == options.claim)
-        print(_detail(row, ledger.falls_with(claims, options.claim)))
+        print(_detail(chosen[0], ledger.falls_with(claims, options.claim)))
     else:
         print("\n".join(map(_row, judged)))
         print(", ".join(f"{count} {verdict}" for verdict, count in ledger.counts(judged).items()))
-    faults = ledger.problems(judged)
+    faults = ledger.problems(chosen)
     if faults:
         print("\n".join(faults), file=sys.stderr)
     return 1 if faults else 0

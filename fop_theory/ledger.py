@@ -140,16 +140,14 @@ def read_claims(path: Path = CLAIMS, book: Path | None = None) -> list[Claim]:
         LedgerError: One line per fault, naming the row and the field.
     """
     try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rows = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except yaml.YAMLError as error:
         raise LedgerError([f"{path.name}: not YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(rows, list):
+        raise LedgerError([f"{path.name}: rows: expected a list of rows, got {type(rows).__name__}"])
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    problems = []
-    for fault in jsonschema.Draft202012Validator(schema).iter_errors(rows):
-        where = list(fault.absolute_path)
-        row = rows[where[0]] if where and isinstance(rows, list) else {}
-        name = row.get("id", f"row {where[0] + 1}") if isinstance(row, dict) and where else path.name
-        problems.append(f"{name}: {'.'.join(map(str, where[1:])) or 'row'}: {fault.message}")
+    faults = jsonschema.Draft202012Validator(schema).iter_errors(rows)
+    problems = [line for fault in faults for line in _described(fault, rows)]
     if problems:
         raise LedgerError(problems)
     claims = [_claim(row) for row in rows]
@@ -157,6 +155,43 @@ def read_claims(path: Path = CLAIMS, book: Path | None = None) -> list[Claim]:
     if problems:
         raise LedgerError(problems)
     return claims
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a later field silently replace an earlier one of the same name; here that is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        row = {key.value: value.value for key, value in reversed(node.value)}.get("id", "a row")
+        for name, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise LedgerError([f"{row}: {name}: given {count} times (row at line {node.start_mark.line + 1})"])
+        return super().construct_mapping(node, deep)
+
+
+def _described(fault: jsonschema.ValidationError, rows: Sequence[Any]) -> Iterable[str]:
+    """One short line for each thing that the schema refuses: row, field, what is wrong."""
+    number, *path = fault.absolute_path
+    row = rows[int(number)]
+    name = row["id"] if isinstance(row, dict) and isinstance(row.get("id"), str) else f"row {int(number) + 1}"
+    where = ".".join(map(str, path))
+    value, wanted = fault.instance, fault.validator_value
+    match fault.validator:
+        case "enum":
+            yield f"{name}: {where}: {value!r} is unknown; it is one of {', '.join(wanted)}"
+        case "required":
+            for key in wanted:
+                if key not in value:
+                    yield f"{name}: {f'{where}.{key}' if where else key}: missing"
+        case "additionalProperties":
+            for key in value:
+                if key not in fault.schema["properties"]:
+                    yield f"{name}: {f'{where}.{key}' if where else key}: there is no such field"
+        case "type":
+            yield f"{name}: {where or 'row'}: expected a {wanted}, got {value!r}"
+        case "pattern":
+            yield f"{name}: {where}: {value!r} does not match {wanted}"
+        case _:
+            yield f"{name}: {where}: {fault.message}"
 
 
 def _claim(row: Mapping[str, Any]) -> Claim:
@@ -284,10 +319,14 @@ def _judge_one(claim: Claim, shown: Sequence[Shown], parts: Sequence[Judged], ev
             problems.append(f"{claim.id}: value: no test recorded ours")
         else:
             kinds.add("matches" if abs(ours - claim.value) <= claim.tolerance else "differs")
+    if "holds" in kinds and kinds & {"fails", "corrected"}:
+        problems.append(f"{claim.id}: tests: one shows that it holds, another that it fails")
+    if kinds & {"matches", "differs"} and kinds & {"holds", "fails", "corrected", "under"}:
+        problems.append(f"{claim.id}: tests: shown both as a statement and as a result; choose one: {_names(kinds)}")
     verdict = _verdict(claim, kinds, [part.verdict for part in parts])
     methods = {s.by for s in passed}
     if verdict in ("verified", "verified-under", "corrected") and claim.kind in GENERAL_KINDS and len(methods) < 2:
-        problems.append(f"{claim.id}: tests: only {', '.join(methods)}; a {claim.kind} is judged in two ways")
+        problems.append(f"{claim.id}: tests: only {_names(methods)}; a {claim.kind} is judged in two ways")
     if verdict == "refuted" and not methods & {"exact", "symbolic"}:
         problems.append(f"{claim.id}: tests: a refutation needs exact or symbolic evidence")
     mutants = evidence["mutants"].get(claim.id, [])
@@ -299,18 +338,21 @@ def _judge_one(claim: Claim, shown: Sequence[Shown], parts: Sequence[Judged], ev
             if not mutant["killed"]:
                 change = f"{mutant['replace']!r} -> {mutant['by']!r}"
                 problems.append(f"{claim.id}: mutants: {mutant['in']}: {change} survives: {mutant['how']}")
-    if verdict != claim.expected:
+    if not shown and not parts and claim.expected not in ("open", "not-checkable"):
+        problems.append(f"{claim.id}: tests: none is marked with this claim, which is expected to be {claim.expected}")
+    elif verdict != claim.expected:
         problems.append(f"{claim.id}: expected: {claim.expected}, but the evidence gives {verdict}")
     return Judged(claim, verdict, passed, ours, killed, len(claim.mutants), tuple(problems))
+
+
+def _names(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))
 
 
 def _verdict(claim: Claim, kinds: set[str], parts: Sequence[str]) -> str:
     """The verdict that a set of shown things gives. No row's `expected` enters here."""
     if not kinds and parts:
-        good = [part == "reproduced" for part in parts]
-        if "open" in parts:
-            return "open"
-        return "reproduced" if all(good) else "partly-reproduced" if any(good) else "not-reproduced"
+        return _whole(parts)
     if not kinds:
         return "not-checkable" if claim.why else "open"
     if "undecided" in kinds:
@@ -326,6 +368,19 @@ def _verdict(claim: Claim, kinds: set[str], parts: Sequence[str]) -> str:
     if "under" in kinds:
         return "verified-under"
     return "refuted"
+
+
+def _whole(parts: Sequence[str]) -> str:
+    """The verdict on a figure or table from the verdicts on its parts."""
+    if "open" in parts:
+        return "open"
+    good = [part in ("verified", "reproduced") for part in parts]
+    if all(good):
+        return "reproduced"
+    if any(good) or "partly-reproduced" in parts:
+        return "partly-reproduced"
+    bad = any(part in ("not-reproduced", "refuted", "corrected") for part in parts)
+    return "not-reproduced" if bad else "inconclusive"
 
 
 def problems(judged: Iterable[Judged]) -> list[str]:
@@ -398,23 +453,9 @@ def current_evidence(root: Path) -> dict[str, Any]:
     if not (root / "tests" / "conftest.py").exists():
         raise LedgerError([f"ledger: the verdicts come from the tests of a checkout, and {root} has none"])
     print("ledger: the code changed, so its claims are judged anew ...", file=sys.stderr, flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests",
-        "-m",
-        "claim or mutant",
-        "-q",
-        "-n",
-        "auto",
-        f"--evidence={path}",
-    ]
+    command = [sys.executable, *"-m pytest tests -q -n auto -m".split(), "claim or mutant", f"--evidence={path}"]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if not path.exists() or (found := json.loads(path.read_text(encoding="utf-8")))["digest"] != want:
-        raise LedgerError(
-            [
-                f"ledger: the claim tests left no evidence; {' '.join(command[1:])} said:\n{run.stdout[-2000:]}{run.stderr[-1000:]}"
-            ]
-        )
+        said = run.stdout[-2000:] + run.stderr[-1000:]
+        raise LedgerError([f"ledger: the claim tests left no evidence; {' '.join(command[1:])} said:\n{said}"])
     return found
