@@ -147,7 +147,7 @@ def read_claims(path: Path = CLAIMS, book: Path | None = None) -> list[Claim]:
         raise LedgerError([f"{path.name}: rows: expected a list of rows, got {type(rows).__name__}"])
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     faults = jsonschema.Draft202012Validator(schema).iter_errors(rows)
-    problems = [line for fault in faults for line in _described(fault, rows)]
+    problems = list(dict.fromkeys(line for fault in faults for line in _described(fault, rows)))
     if problems:
         raise LedgerError(problems)
     claims = [_claim(row) for row in rows]
@@ -161,7 +161,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML lets a later field silently replace an earlier one of the same name; here that is a fault."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        row = {key.value: value.value for key, value in reversed(node.value)}.get("id", "a row")
+        row = {str(key.value): value.value for key, value in reversed(node.value)}.get("id", "a row")
         for name, count in Counter(str(key.value) for key, _ in node.value).items():
             if count > 1:
                 raise LedgerError([f"{row}: {name}: given {count} times (row at line {node.start_mark.line + 1})"])
@@ -453,7 +453,8 @@ def current_evidence(root: Path) -> dict[str, Any]:
     if not (root / "tests" / "conftest.py").exists():
         raise LedgerError([f"ledger: the verdicts come from the tests of a checkout, and {root} has none"])
     print("ledger: the code changed, so its claims are judged anew ...", file=sys.stderr, flush=True)
-    command = [sys.executable, *"-m pytest tests -q -n auto -m".split(), "claim or mutant", f"--evidence={path}"]
+    selection = ["-m", "claim or mutant", "-n", "auto"]
+    command = [sys.executable, "-m", "pytest", "tests", "-q", *selection, f"--evidence={path}"]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if not path.exists() or (found := json.loads(path.read_text(encoding="utf-8")))["digest"] != want:
         said = run.stdout[-2000:] + run.stderr[-1000:]
