@@ -292,7 +292,9 @@ def draw_paths(axis, surface: Surface, runs: dict[str, Run], window: tuple[float
     axis.contour(*x, values, levels=np.geomspace(0.3, values.max(), 14), colors="0.75", linewidths=0.6)
     for name, run in runs.items():
         points = _points(run, 0)
-        axis.plot(*points.T, color=COLORS[name], label=name, linewidth=1.4, marker=".", markersize=2.5)
+        # Thousands of dots belong into a picture, not into an SVG of one element each.
+        many = len(points) > 1000
+        axis.plot(*points.T, color=COLORS[name], label=name, lw=1.4, marker=".", markersize=2.5, rasterized=many)
     axis.plot(*surface.start, "o", color="red", markersize=7)
     axis.set(xlim=(left, right), ylim=(bottom, top))
     axis.grid(visible=False)
