@@ -187,7 +187,7 @@ def _described(fault: jsonschema.ValidationError, rows: Sequence[Any]) -> Iterab
                 if key not in fault.schema["properties"]:
                     yield f"{name}: {f'{where}.{key}' if where else key}: there is no such field"
         case "type":
-            yield f"{name}: {where or 'row'}: expected a {wanted}, got {value!r}"
+            yield f"{name}: {where or 'row'}: expected {wanted}, got {value!r}"
         case "pattern":
             yield f"{name}: {where}: {value!r} does not match {wanted}"
         case _:
@@ -326,7 +326,7 @@ def _judge_one(claim: Claim, shown: Sequence[Shown], parts: Sequence[Judged], ev
     verdict = _verdict(claim, kinds, [part.verdict for part in parts])
     methods = {s.by for s in passed}
     if verdict in ("verified", "verified-under", "corrected") and claim.kind in GENERAL_KINDS and len(methods) < 2:
-        problems.append(f"{claim.id}: tests: only {_names(methods)}; a {claim.kind} is judged in two ways")
+        problems.append(f"{claim.id}: tests: only {_names(methods)}; this kind, {claim.kind}, is judged in two ways")
     if verdict == "refuted" and not methods & {"exact", "symbolic"}:
         problems.append(f"{claim.id}: tests: a refutation needs exact or symbolic evidence")
     mutants = evidence["mutants"].get(claim.id, [])
