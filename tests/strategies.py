@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from fop_theory import objectives
+
 #: Dimension of a parameter, number of its columns, rank of a factor.
 dims = st.integers(1, 6)
 seeds = st.integers(0, 2**32 - 1)
@@ -57,3 +59,31 @@ def definite(draw, m: int | None = None, max_log_condition: float = 4.0):
     eigenvalues *= draw(st.floats(0.1, 10))
     P = (Q * eigenvalues) @ Q.T
     return (P + P.T) / 2, float(eigenvalues.min()), float(eigenvalues.max())
+
+
+@st.composite
+def pl_problems(draw, max_dim: int = 4):
+    """`(objective, theta)`: a smooth function with a PL constant and a point that is not a minimizer.
+
+    Quadratics (also singular ones), logistic losses with a ridge, and nonconvex functions, also with flat directions.
+    """
+    n = draw(st.integers(1, max_dim))
+    rng = np.random.default_rng(draw(seeds))
+    kind = draw(st.sampled_from(["quadratic", "quadratic", "logistic", "wavy", "wavy of A theta"]))
+    if kind == "quadratic":
+        low, high = draw(st.floats(-2, 0)), draw(st.floats(-1, 1))
+        Q, _ = np.linalg.qr(rng.standard_normal((n, n)))
+        curvatures = 10.0**high * 10.0 ** (low * rng.random(n))
+        curvatures[1:] *= rng.random(n - 1) > 0.2
+        A = (Q * curvatures) @ Q.T
+        objective = objectives.quadratic((A + A.T) / 2)
+    elif kind == "logistic":
+        X = rng.standard_normal((draw(st.integers(2, 12)), n)) * draw(st.floats(0.3, 3))
+        objective = objectives.logistic(X, rng.choice([-1, 1], len(X)), 10.0 ** draw(st.floats(-3, 0)))
+    elif kind == "wavy":
+        objective = objectives.wavy(10.0 ** rng.uniform(-1, 1, n))
+    else:
+        A = rng.standard_normal((draw(st.integers(1, n)), n))
+        objective = objectives.composed(objectives.wavy(10.0 ** rng.uniform(-1, 1, len(A))), A)
+    theta = rng.standard_normal((objective.dim, 1)) * 10.0 ** draw(st.floats(-1, 1))
+    return objective, theta

@@ -1,0 +1,277 @@
+"""Convergence with a fixed preconditioner: Appendix A.3, Eqs. (12)-(22), and the theorem that holds.
+
+Notation: `P: [n, n]` symmetric with eigenvalues between `low` and `high` (the paper's lambda_min, lambda_max),
+f has an L-Lipschitz gradient (`smoothness` = L) and satisfies the PL inequality with constant `mu`;
+`gap` is `f(theta) - f*`. The paper's rho is `claimed_step`; its proof uses the step 1/L instead.
+Every function is one equation and runs on floats, fractions and sympy expressions alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fop_theory import checks
+
+
+def _square(v: Any) -> Any:
+    """`|v|^2` of a vector `[n, 1]`."""
+    return (v.T @ v)[0, 0]
+
+
+def pl_slack(g: Any, gap: Any, mu: Any) -> Any:
+    """What the PL inequality, Eq. (12), leaves: `|g|^2 / 2 - mu (f - f*)`; it holds where this is not negative.
+
+    Args:
+        g: Gradient `[n, 1]`.
+        gap: f - f*.
+        mu: PL constant.
+
+    Returns:
+        The slack.
+
+    Raises:
+        ValueError: If g is not a finite column.
+    """
+    g = checks.matrix("g", g, shape=(None, 1))
+    return _square(g) / 2 - mu * gap
+
+
+def claimed_step(low: Any, high: Any, smoothness: Any) -> Any:
+    """The step of Theorem 2: `rho = (2 low - high^2) / L`.
+
+    Args:
+        low: Smallest eigenvalue of P.
+        high: Largest eigenvalue of P.
+        smoothness: L.
+
+    Returns:
+        rho; negative when `high^2 > 2 low`.
+
+    Raises:
+        ValueError: If L is not positive.
+    """
+    smoothness = checks.scalar("smoothness", smoothness, low=0, strict=True)
+    return (2 * low - high**2) / smoothness
+
+
+def step(theta: Any, P: Any, g: Any, size: Any) -> Any:
+    """Gradient step with a preconditioner and a step size, Eq. (13): `theta - size P g`.
+
+    Args:
+        theta: Parameters `[n, 1]`.
+        P: Symmetric preconditioner `[n, n]`.
+        g: Gradient `[n, 1]`.
+        size: Step size; the paper's rho, or any other.
+
+    Returns:
+        The next parameters `[n, 1]`.
+
+    Raises:
+        ValueError: If a shape does not fit, P is not symmetric or a number is not finite.
+    """
+    theta = checks.matrix("theta", theta, shape=(None, 1))
+    n = theta.shape[0]
+    P = checks.matrix("P", P, shape=(n, n), symmetric=True)
+    g = checks.matrix("g", g, shape=(n, 1))
+    return theta - size * (P @ g)
+
+
+def claimed_gap(gap: Any, mu: Any, rho: Any, steps: int) -> Any:
+    """Bound on `f(theta_k) - f*` after k steps, Eqs. (14) and (22): `(1 - mu rho)^k (f(theta_0) - f*)`.
+
+    Args:
+        gap: f(theta_0) - f*.
+        mu: PL constant.
+        rho: `claimed_step`.
+        steps: k.
+
+    Returns:
+        The bound; Eq. (21) is the case k = 1.
+
+    Raises:
+        ValueError: If k is negative.
+    """
+    steps = checks.scalar("steps", steps, low=0)
+    return (1 - mu * rho) ** steps * gap
+
+
+def smooth_change(g: Any, move: Any, smoothness: Any) -> Any:
+    """Bound on `f(theta + move) - f(theta)` for an L-Lipschitz gradient: `<g, move> + L |move|^2 / 2`.
+
+    Args:
+        g: Gradient at theta, `[n, 1]`.
+        move: `[n, 1]`.
+        smoothness: L.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    g = checks.matrix("g", g, shape=(None, 1))
+    move = checks.matrix("move", move, shape=(g.shape[0], 1))
+    return (g.T @ move)[0, 0] + smoothness * _square(move) / 2
+
+
+def unit_step_change(P: Any, g: Any, smoothness: Any) -> Any:
+    """The same bound for the step 1/L, Eq. (15): `-g^T P g / L + |P g|^2 / (2 L)`.
+
+    Args:
+        P: Symmetric `[n, n]`.
+        g: Gradient `[n, 1]`.
+        smoothness: L.
+
+    Returns:
+        The bound on `f(theta - P g / L) - f(theta)`.
+
+    Raises:
+        ValueError: If a shape does not fit or P is not symmetric.
+    """
+    g = checks.matrix("g", g, shape=(None, 1))
+    P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
+    return first_term(P, g, smoothness) + second_term(P, g, smoothness)
+
+
+def first_term(P: Any, g: Any, smoothness: Any) -> Any:
+    """First term of Eq. (15): `-g^T P g / L`."""
+    return -(g.T @ P @ g)[0, 0] / smoothness
+
+
+def second_term(P: Any, g: Any, smoothness: Any) -> Any:
+    """Second term of Eq. (15): `|P g|^2 / (2 L)`."""
+    return _square(P @ g) / (2 * smoothness)
+
+
+def first_term_bound(low: Any, squared_norm: Any, smoothness: Any) -> Any:
+    """Right-hand side of Eq. (16): `-low |G|^2 / L`, with G the gradient in the eigenbasis of P."""
+    return -low * squared_norm / smoothness
+
+
+def second_term_bound(high: Any, squared_norm: Any, smoothness: Any) -> Any:
+    """Right-hand side of Eq. (17): `high^2 |G|^2 / (2 L)`."""
+    return high**2 * squared_norm / (2 * smoothness)
+
+
+def split_bound(low: Any, high: Any, squared_norm: Any, smoothness: Any) -> Any:
+    """Right-hand side of Eqs. (18) and (19): `-(low - high^2 / 2) |G|^2 / L`; the two bounds added."""
+    return -(low - high**2 / 2) * squared_norm / smoothness
+
+
+def pl_change(low: Any, high: Any, mu: Any, gap: Any, smoothness: Any) -> Any:
+    """Right-hand side of Eq. (20): `-(mu / L) (2 low - high^2) (f - f*)`.
+
+    It bounds `f(theta - P g / L) - f(theta)` only where `2 low >= high^2`: the PL inequality bounds `|g|^2`
+    from below, and a negative factor turns that around.
+    """
+    return -mu * (2 * low - high**2) * gap / smoothness
+
+
+# ---------------------------------------------------------------------------------------
+# The theorem that holds
+
+
+def decrease(eigenvalue: Any, size: Any, smoothness: Any) -> Any:
+    """Decrease of f per `|g|^2 / 2` along an eigenvector of P: `size lambda (2 - size L lambda)`.
+
+    Args:
+        eigenvalue: lambda of P.
+        size: Step size eta.
+        smoothness: L.
+
+    Returns:
+        The coefficient: `f(theta - eta P g) <= f(theta) - sum_i decrease(lambda_i) g_i^2 / 2` in the eigenbasis.
+    """
+    return size * eigenvalue * (2 - size * smoothness * eigenvalue)
+
+
+def factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
+    """Contraction of `f - f*` in one step of any admissible size (the corrected theorem).
+
+    `1 - mu min{decrease(low), decrease(high)}`, for f with an L-Lipschitz gradient and PL constant mu,
+    convex or not, as long as `size L high <= 2`.
+
+    Args:
+        low: Smallest eigenvalue of P, positive.
+        high: Largest eigenvalue of P.
+        size: Step size eta.
+        smoothness: L.
+        mu: PL constant.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: If P is not positive definite or the step is not admissible.
+    """
+    low = checks.scalar("low", low, low=0, strict=True)
+    high = checks.scalar("high", high, low=low)
+    size = checks.scalar("size", size, low=0)
+    # The best step of P = b I is 1/(L b); rounding may put `2/(L b)` a unit in the last place too high.
+    checks.scalar("size * smoothness * high", size * smoothness * high, high=2 * (1 + 1e-12))
+    return 1 - mu * min(decrease(low, size, smoothness), decrease(high, size, smoothness))
+
+
+def best_step(low: Any, high: Any, smoothness: Any) -> Any:
+    """The step with the smallest `factor`: `2 / (L (low + high))`.
+
+    Raises:
+        ValueError: If L is not positive.
+    """
+    smoothness = checks.scalar("smoothness", smoothness, low=0, strict=True)
+    return 2 / (smoothness * (low + high))
+
+
+def best_factor(condition: Any, smoothness: Any, mu: Any) -> Any:
+    """The factor of the best step: `1 - (mu / L) 4 kappa / (1 + kappa)^2`, kappa = high / low.
+
+    Args:
+        condition: kappa, at least 1.
+        smoothness: L.
+        mu: PL constant.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: If kappa is less than 1.
+    """
+    condition = checks.scalar("condition", condition, low=1)
+    return 1 - mu * 4 * condition / (smoothness * (1 + condition) ** 2)
+
+
+def theorem_2_is_true(low: Any, high: Any) -> bool:
+    """Whether Theorem 2 holds for every objective of its class and this spectrum of P.
+
+    With `s = 2 low - high^2`: it holds if and only if s = 0 (no step is taken), or s > 0 and both
+    `low (2 - s low)` and `high (2 - s high)` are at least 1.
+
+    Args:
+        low: Smallest eigenvalue of P, not negative.
+        high: Largest eigenvalue of P.
+
+    Raises:
+        ValueError: If the eigenvalues are negative or in the wrong order.
+    """
+    low = checks.scalar("low", low, low=0)
+    high = checks.scalar("high", high, low=low)
+    s = claimed_step(low, high, 1)
+    return bool(s == 0 or (s > 0 and min(decrease(low, s, 1), decrease(high, s, 1)) >= s))
+
+
+def share_of_positive_steps(n: int, draws: int, rng: np.random.Generator) -> float:
+    """Share of random preconditioners `Z Z^T`, Z Gaussian `[n, n]`, for which the step of Theorem 2 is positive.
+
+    Args:
+        n: Size of P.
+        draws: How many P are drawn.
+        rng: Their source.
+
+    Returns:
+        The share, between 0 and 1.
+    """
+    Z = rng.standard_normal((draws, n, n))
+    eigenvalues = np.linalg.eigvalsh(Z @ Z.transpose(0, 2, 1))
+    return float(np.mean(claimed_step(eigenvalues[:, 0], eigenvalues[:, -1], 1) > 0))
