@@ -20,9 +20,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (numbers.Number, sp.Expr)) or hasattr(value, "_mpf_")
+
+
 def _is_finite(value: np.ndarray) -> bool:
     if value.dtype == object:
-        # Fractions are always finite; mpf and float entries answer to `x - x == 0`.
+        # Fractions are always finite; mpf, float and sympy entries answer to `x - x == 0`.
         return all(bool(x - x == 0) for x in value.ravel())
     return bool(np.isfinite(value).all())
 
@@ -55,10 +59,13 @@ def matrix(
             if want is not None and have != want and sp.simplify(have - want) != 0:
                 raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}: expected a matrix [m, n], got rows of different lengths: {_shown(value)}") from None
     if array.dtype.kind in "iub":
         array = array.astype(float)
-    if array.dtype.kind not in "fcO":
+    if array.dtype.kind not in "fcO" or not all(_is_number(x) for x in array.ravel() if array.dtype == object):
         raise ValueError(f"{name}: expected numbers, got {_shown(value)}")
     if array.ndim != 2:
         raise ValueError(f"{name}: expected a matrix [m, n], got shape {array.shape}: {_shown(value)}")
@@ -73,7 +80,7 @@ def matrix(
         if any(abs(x) > 1e-10 * scale for x in (array - array.T).ravel()):
             raise ValueError(f"{name}: expected a symmetric matrix, got {_shown(array)}")
     if positive:
-        smallest = float(np.linalg.eigvalsh(array.astype(float)).min())
+        smallest = min(np.linalg.eigvalsh(array.astype(float)), default=np.inf)
         floor = 0.0 if positive == "definite" else -1e-10 * float(scale)
         if smallest < floor or (positive == "definite" and smallest == 0):
             raise ValueError(f"{name}: expected a positive {positive} matrix, got smallest eigenvalue {smallest:.3g}")
@@ -92,9 +99,10 @@ def scalar(name: str, value: Any, *, low: float | None = None, high: float | Non
         return value
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    if not isinstance(value, (numbers.Number, sp.Expr)) and not hasattr(value, "_mpf_"):
+    if not _is_number(value):
         raise ValueError(f"{name}: expected a number, got {_shown(value)}")
-    if isinstance(value, complex):
+    is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    if is_complex or (isinstance(value, sp.Expr) and value.is_extended_real is False):
         raise ValueError(f"{name}: expected a real number, got {value!r}")
     if not bool(value - value == 0):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")

@@ -324,10 +324,10 @@ def _judge_one(claim: Claim, shown: Sequence[Shown], parts: Sequence[Judged], ev
     if kinds & {"matches", "differs"} and kinds & {"holds", "fails", "corrected", "under"}:
         problems.append(f"{claim.id}: tests: shown both as a statement and as a result; choose one: {_names(kinds)}")
     verdict = _verdict(claim, kinds, [part.verdict for part in parts])
-    methods = {s.by for s in passed}
-    if verdict in ("verified", "verified-under", "corrected") and claim.kind in GENERAL_KINDS and len(methods) < 2:
+    methods = {s.by for s in passed if s.shows in ("holds", "under", "corrected")}
+    if methods and claim.kind in GENERAL_KINDS and len(methods) < 2:
         problems.append(f"{claim.id}: tests: only {_names(methods)}; this kind, {claim.kind}, is judged in two ways")
-    if verdict == "refuted" and not methods & {"exact", "symbolic"}:
+    if verdict == "refuted" and not {s.by for s in passed} & {"exact", "symbolic"}:
         problems.append(f"{claim.id}: tests: a refutation needs exact or symbolic evidence")
     mutants = evidence["mutants"].get(claim.id, [])
     killed = sum(mutant["killed"] for mutant in mutants)

@@ -199,9 +199,14 @@ RULES = {
     "a proof step holds one way": (
         {"kind": "proof-step"}, [("holds", "numeric")], "verified", WEAK.format("numeric", "proof-step"),
     ),
+    "a repair in two ways": (
+        {"kind": "theorem"}, [("fails", "exact"), ("corrected", "symbolic"), ("corrected", "property")],
+        "corrected", None,
+    ),
     "it fails and is repaired": ({}, [("fails", "exact"), ("corrected", "symbolic")], "corrected", None),
-    "a repair one way": (
-        {"kind": "theorem"}, [("fails", "exact"), ("corrected", "exact")], "corrected", WEAK.format("exact", "theorem"),
+    "a repair in one way": (
+        {"kind": "theorem"}, [("fails", "exact"), ("corrected", "symbolic")], "corrected",
+        WEAK.format("symbolic", "theorem"),
     ),
     "a repair of what was not shown to fail": ({}, [("corrected", "exact")], "inconclusive", None),
     "it fails": ({}, [("fails", "exact")], "refuted", None),
