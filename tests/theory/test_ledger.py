@@ -420,7 +420,10 @@ def test_a_run_leaves_its_evidence(tmp_path) -> None:
     assert sum(line.endswith("did not pass") for line in a.problems) == 4
 
 
-@pytest.mark.parametrize("mark", ['"a", shows="holds"', '"a", shows="true", by="exact"'])
+MARKS = ['"a", shows="holds"', '"a", shows="true", by="exact"', '"a", shows="holds", by="guess"']
+
+
+@pytest.mark.parametrize("mark", MARKS)
 def test_a_mark_that_says_too_little_is_refused(tmp_path, mark: str) -> None:
     run = _run(tmp_path, f"import pytest\n\n@pytest.mark.claim({mark})\ndef test_it(): ...\n")
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
