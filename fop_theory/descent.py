@@ -245,8 +245,8 @@ def best_factor(condition: Any, smoothness: Any, mu: Any) -> Any:
 def theorem_2_is_true(low: Any, high: Any) -> bool:
     """Whether Theorem 2 holds for every objective of its class and this spectrum of P.
 
-    With `s = 2 low - high^2`: it holds if and only if s = 0 (no step is taken), or s > 0 and both
-    `low (2 - s low)` and `high (2 - s high)` are at least 1.
+    With `s = 2 low - high^2`: if and only if s = 0 (no step is taken), or s > 0 and `low (2 - s low) >= 1`;
+    that is `high^2 >= (1 - 2 low + 2 low^3) / low^2`, which P must meet by being ill-conditioned where low < 1.
 
     Args:
         low: Smallest eigenvalue of P, not negative.
@@ -258,7 +258,7 @@ def theorem_2_is_true(low: Any, high: Any) -> bool:
     low = checks.scalar("low", low, low=0)
     high = checks.scalar("high", high, low=low)
     s = claimed_step(low, high, 1)
-    return bool(s == 0 or (s > 0 and min(decrease(low, s, 1), decrease(high, s, 1)) >= s))
+    return bool(s == 0 or (s > 0 and low * (2 - s * low) >= 1))
 
 
 def share_of_positive_steps(n: int, draws: int, rng: np.random.Generator) -> float:
