@@ -209,7 +209,8 @@ def _visit_drawing(translator, node: drawing) -> None:
     looks = {}
     for name in graph:
         row, falls = book.rows[name], book.falls[name]
-        much = f"with it would fall {len(falls)} claims" if falls else "nothing rests on it"
+        count = f"{len(falls)} claim{'s' * (len(falls) > 1)}"
+        much = f"with it would fall {count}" if falls else "nothing rests on it"
         href = f"{builder.get_relative_uri(here, where[name]) if name in where else ''}#claim-{name}"
         looks[name] = claim_graph.Look(
             label=book.labels[name],
