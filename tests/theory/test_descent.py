@@ -606,6 +606,18 @@ def test_eq_14_with_the_factor_that_holds(situation, share, k) -> None:
     assert objective.value(theta) - objective.minimum <= bound + total
 
 
+@pytest.mark.claim("eq-14", shows="corrected", by="exact")
+@pytest.mark.parametrize("size", [F(1, 100), F(1, 12), F(2, 15), F(1, 6)])
+def test_eq_14_with_the_factor_that_holds_is_attained(size) -> None:
+    """`f = 3 |x|^2 / 2`, `P = diag(1, 4)`: after each of five steps exactly the corrected bound is left, not less."""
+    f, P = objectives.diagonal_quadratic([F(3), F(3)]), diagonal(1, 4)
+    left = [column(1, 0), column(0, 1)]
+    for k in range(1, 6):
+        left = [descent.step(theta, P, f.gradient(theta), size) for theta in left]
+        bound = descent.factor(F(1), F(4), size, f.smoothness, f.pl) ** k * F(3, 2)
+        assert max(f.value(theta) for theta in left) == bound
+
+
 @pytest.mark.claim("text-2-1-random-spd-converges", shows="fails", by="exact")
 def test_a_definite_preconditioner_can_make_gradient_descent_diverge() -> None:
     """`f = x^2/2` with the step 1/L of plain gradient descent, `P = 3`: the distance doubles, exactly."""
