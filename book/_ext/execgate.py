@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -86,8 +88,15 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         app.fop_mark.unlink(missing_ok=True)
 
 
+def say_it_once(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Keep a fault that Sphinx has named from drowning in Jupyter Book's own traceback."""
+    if not isinstance(error.__cause__, SphinxError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the events; called by Sphinx."""
+    sys.excepthook = say_it_once
     app.connect("builder-inited", begin)
     app.connect("env-get-outdated", read_again)
     app.connect("doctree-read", tell)

@@ -68,7 +68,7 @@ def _commit() -> str:
     head = _git("rev-parse", "HEAD")
     if not head:
         return "not a git checkout"
-    return head + (", with changes that are not committed" if _git("status", "--porcelain") else "")
+    return head[:12] + (", with changes that are not committed" if _git("status", "--porcelain") else "")
 
 
 def _machine(app: Sphinx) -> Iterable[tuple[Any, ...]]:
@@ -99,13 +99,13 @@ def _evidence(app: Sphinx) -> Iterable[tuple[Any, ...]]:
 
 
 def _data(app: Sphinx) -> Iterable[tuple[Any, ...]]:
-    yield "File", "Bytes", "SHA-256"
+    yield "File", "Bytes", "SHA-256, first 16 digits"
     folder = os.environ.get("FOP_DATA", "")
     if not folder or not Path(folder).is_dir():
         yield "FOP_DATA names no folder", "", ""
         return
     for name, digest in app.fop_digests.tree(Path(folder)).items():
-        yield name, f"{(Path(folder) / name).stat().st_size:,}", digest
+        yield name, f"{(Path(folder) / name).stat().st_size:,}", digest[:16]
 
 
 def _versions(app: Sphinx) -> Iterable[tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup, Tag
+from playwright.sync_api import Error, sync_playwright
 
 from fop_theory import ledger
 
@@ -24,6 +25,8 @@ LARGEST = 3 * 1024 * 1024
 OPENED = ("index", "ledger", "theory/hypergradient")
 WIDTHS = (390, 1440)
 SCHEMES = ("light", "dark")
+#: Milliseconds that a page may take, on a machine that is busy with something else.
+TIMEOUT = 120_000
 
 
 @cache
@@ -122,10 +125,10 @@ def tracebacks(root: Path) -> Iterator[str]:
 
 def ledger_file(root: Path, ids: Iterable[str] | None = None) -> Iterator[str]:
     """Faults of `ledger.json`: it lists every row, with a verdict, and its counts are those of its rows."""
-    wanted = {claim.id for claim in ledger.read_claims()} if ids is None else set(ids)
     try:
+        wanted = {claim.id for claim in ledger.read_claims()} if ids is None else set(ids)
         found = json.loads((root / "ledger.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # a LedgerError is a ValueError
         yield f"ledger.json: {error}"
         return
     rows = found.get("claims", [])
@@ -192,7 +195,8 @@ CONTRAST = r"""() => {
     return "rgb(255, 255, 255)";
   };
   const faults = new Set();
-  for (const e of document.querySelectorAll("article :is(p, li, dt, dd, summary, td, th, h1, h2, h3, pre span)")) {
+  const text = "p, li, dt, dd, summary, td, th, h1, h2, h3, pre span, figcaption span";
+  for (const e of document.querySelectorAll(`article :is(${text})`)) {
     if (!e.checkVisibility() || !e.textContent.trim()) continue;
     const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
@@ -204,8 +208,6 @@ CONTRAST = r"""() => {
 
 def browse(root: Path, opened: Iterable[str] = OPENED) -> Iterator[str]:
     """Open pages from disk, light and dark, narrow and wide; whatever goes wrong there."""
-    from playwright.sync_api import sync_playwright
-
     program = find_browser()
     if program is None:
         yield "browser: there is no Chromium (chromium, chromium-browser or google-chrome) in PATH"
@@ -215,6 +217,7 @@ def browse(root: Path, opened: Iterable[str] = OPENED) -> Iterator[str]:
         for scheme in SCHEMES:
             for width in WIDTHS:
                 context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                context.set_default_timeout(TIMEOUT)
                 for name in opened:
                     for fault in _open(context, root, name, scheme):
                         yield f"{name}.html, {scheme}, {width} px: {fault}"
@@ -233,13 +236,15 @@ def _open(context, root: Path, name: str, scheme: str) -> list[str]:
     if not path.is_file():
         page.close()
         return ["there is no such page"]
-    page.goto(path.resolve().as_uri())
-    page.wait_for_load_state("networkidle")
-    page.evaluate("window.MathJax && MathJax.startup && MathJax.startup.promise")
-    faults += page.evaluate(LOOK)
-    faults += page.evaluate(CONTRAST)
-    if page.evaluate("document.documentElement.dataset.theme") not in (scheme, None):
-        faults.append("does not follow the system's colour scheme")
+    try:
+        page.goto(path.resolve().as_uri())
+        page.evaluate("window.MathJax?.startup?.promise.then(() => null)")
+        faults += page.evaluate(LOOK)
+        faults += page.evaluate(CONTRAST)
+        if page.evaluate("document.documentElement.dataset.theme") not in (scheme, None):
+            faults.append("does not follow the system's colour scheme")
+    except Error as error:
+        faults.append(str(error).splitlines()[0])
     page.close()
     return faults
 
