@@ -80,17 +80,9 @@ def test_figures_have_caption_name_and_alt_text(chapter) -> None:
 
 @every_chapter
 def test_prose_has_the_length_of_a_chapter(chapter) -> None:
-    words = len(prose(chapter).split())
-    assert 1000 <= words <= 2400, f"{words} words of prose"
-
-
-def prose(path: Path) -> str:
-    """The words of a chapter, without code, formulas and directives' first lines."""
-    text = "\n".join(cell.source for cell in notebook(path).cells if cell.cell_type == "markdown")
-    text = re.sub(r"^`{3,}\{paper-says\}.*?^`{3,}$", "", text, flags=re.M | re.S)
-    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
-    text = re.sub(r"\$[^$]*\$", "x", text)
-    return re.sub(r"^[`:]{3,}.*$|^\(.*\)=$|^:[\w-]+:.*$", "", text, flags=re.M)
+    """1,200 to 2,000 words, give or take a tenth: so much depends on how formulas are counted."""
+    words = sum(len(cell.source.split()) for cell in notebook(chapter).cells if cell.cell_type == "markdown")
+    assert 1080 <= words <= 2200, f"{words} words"
 
 
 @every_chapter
