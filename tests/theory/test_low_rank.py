@@ -175,6 +175,7 @@ def counted(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.claim("text-a4-rank-k", shows="holds", by="exact")
+@pytest.mark.claim("text-2-2-low-rank-saves", shows="holds", by="exact")
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (4, 3, 2), (6, 2, 1), (3, 5, 3)])
 def test_the_cost_of_rank_k_by_counting(m: int, n: int, k: int) -> None:
     """Numbers that count their own multiplications go through Eq. (23), with rank k and with a square M."""
@@ -189,6 +190,7 @@ def test_the_cost_of_rank_k_by_counting(m: int, n: int, k: int) -> None:
 
 
 @pytest.mark.claim("text-a4-rank-k", shows="holds", by="property")
+@pytest.mark.claim("text-2-2-low-rank-saves", shows="holds", by="property")
 @given(st.integers(2, 10**4), st.integers(1, 10**4), st.data())
 def test_rank_k_is_cheaper_in_proportion(m: int, n: int, data) -> None:
     """Against a square M the cost falls to the share k/m; against a P that is there already it falls if k < m/2."""

@@ -299,7 +299,7 @@ def test_the_hypergradient_by_central_differences(situation, seed: int) -> None:
 
     step = 1e-3
     near, far = (loss(step) - loss(-step)) / (2 * step), (loss(2 * step) - loss(-2 * step)) / (4 * step)
-    # For |M| = 1 and six rows |P| >= 1/sqrt(6): the fifth derivative is of the order 1e4 at most. Rounding: 1e-16 / step.
+    # With six rows and |M| = 1, |P| >= 1/sqrt(6): the fifth derivative is below 1e5. Rounding: 1e-16 / step.
     slope = np.sum(D * normalised.normalised_hypergradient(G, H, M, 1.0))
     assert abs((4 * near - far) / 3 - slope) <= 1e-7
 
