@@ -5,7 +5,7 @@ evidence of a test run (`fop_theory.ledger`); the directives below print them. A
 read again when what it shows of a claim has changed, and the build fails while a row's
 evidence does not give the verdict that the row expects.
 
-- `{paper-says} id …`: the paper's words, and the target `paper-<id>`.
+- `{paper-says} id …`: the paper's words (of a row of ours: our statement), and the target `paper-<id>`.
 - `{verdict} id`: the verdict, the evidence, and a body of ours.
 - {claim}`id`: a small link to the claim's row.
 - `{ledger-table}`, `{ledger-table} ours`, `{ledger-counts}`, `{ledger-graph}`, `{ledger-fallen}`, `{ledger-verdicts}`:
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cache
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def _tail(claim: Claim) -> str:
     )
 
 
+def place(claim: Claim) -> str:
+    """Where a statement stands; rows of ours may say "Ours, the gauge", and their boxes say "ours" already."""
+    words = claim.place.removeprefix("Ours, ") if claim.origin == "ours" else claim.place
+    return words[0].upper() + words[1:]
+
+
+def meaning(claim: Claim, verdict: str) -> str:
+    """What a verdict says of this row: a statement of ours was never printed."""
+    said = ledger.VERDICTS[verdict]
+    return said.replace("as printed", "as stated") if claim.origin == "ours" else said
+
+
 def witness_path(claim: Claim) -> str:
     """Path of a row's witness inside the repository."""
     return f"fop_theory/witnesses/{claim.witness}.py"
@@ -216,7 +229,7 @@ def _visit_drawing(translator, node: drawing) -> None:
             label=book.labels[name],
             symbol=SYMBOLS[row.verdict],
             verdict=row.verdict,
-            title=f"{book.labels[name]} ({row.claim.place}), {row.verdict}: {much}.",
+            title=f"{book.labels[name]} ({place(row.claim)}), {row.verdict}: {much}.",
             href=href,
             falls=sorted({whole.get(other, other) for other in falls}),
         )
@@ -258,9 +271,10 @@ def _lines(latex: str) -> str:
 
 
 def statement(claim: Claim) -> nodes.Node:
-    """A row's statement: a formula is displayed with the paper's own number, words stand as words."""
+    """A row's statement: a formula with the paper's own number, or the sentence in which we read the paper's words."""
     if not _is_formula(claim):
-        return el("p", *inline(claim.statement), classes="paper-statement")
+        read = el("span", "Judged as", classes="reading") if claim.origin == "paper" else None
+        return el("p", read, *inline(claim.statement), classes="says-statement")
     number = re.fullmatch(r"Eq\. \((\w+)\)", _tail(claim))
     own = rf" \tag{{{number[1]}}}" if number and r"\tag" not in claim.statement else ""
     latex = rf"\[{_lines(claim.statement)}{own}\]"
@@ -312,7 +326,8 @@ def _tests(row: Judged) -> Iterator[nodes.Node]:
         path, _, name = test.partition("::")
         much = f", {len(cases)} cases" if len(cases) > 1 else ""
         much += f", {cases[0].examples} drawn examples" if cases[0].examples else ""
-        yield el("li", source_link(path, line, name.replace("::", ".")), f" {by}{much}: {SHOWN[shows]}")
+        said = SHOWN[shows].replace("as printed", "as stated") if row.claim.origin == "ours" else SHOWN[shows]
+        yield el("li", source_link(path, line, name.replace("::", ".")), f" {by}{much}: {said}")
 
 
 def _mutants(book: Book, row: Judged) -> Iterator[nodes.Node]:
@@ -359,7 +374,7 @@ def terms(book: Book, row: Judged, *, wide: bool) -> tag:
         if claim.witness:
             add("Witness", source_link(witness_path(claim), 1, f"{claim.witness}.py"))
         if claim.chapter:
-            add("In the book", refer("paper", claim.id, claim.place))
+            add("In the book", refer("paper", claim.id, place(claim)))
     return listed
 
 
@@ -393,28 +408,34 @@ def note(env, names: Iterable[str], who: str, location: str) -> list[str]:
 
 
 class PaperSays(LedgerDirective):
-    """The paper's words, visibly not ours."""
+    """The paper's words, visibly not ours; a row of ours gets a box that says so."""
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         names = self.known(self.arguments[0].split())
-        domain = self.env.get_domain("ledger")
-        box = el("aside", classes="paper-says", aria_label="The paper says")
+        return [self.box(origin, list(group)) for origin, group in groupby(names, self.origin)]
+
+    def origin(self, name: str) -> str:
+        return self.book.rows[name].claim.origin
+
+    def box(self, origin: str, names: list[str]) -> nodes.Node:
+        """What the paper says, or what this book states: never in the same box."""
+        kicker, kind = ("Paper says", "paper-says") if origin == "paper" else ("This book states", "book-states")
+        box = el("aside", classes=f"says {kind}", aria_label=kicker)
         for name in names:
             claim = self.book.rows[name].claim
-            domain.note_paper(name, self.env.docname)
-            head = el("p", el("span", "Paper says", classes="kicker"), el("span", claim.place, classes="place"))
-            head["classes"].append("paper-head")
-            part = el("div", head, classes="paper-part", ids=f"paper-{name}")
+            self.env.get_domain("ledger").note_paper(name, self.env.docname)
+            head = el("p", el("span", kicker, classes="kicker"), el("span", place(claim), classes="place"))
+            head["classes"].append("says-head")
+            part = el("div", head, classes="says-part", ids=f"paper-{name}")
             if claim.quote:
                 part += el("p", "“", *inline(claim.quote), "”", classes="paper-quote")
-            if not claim.quote or claim.statement != claim.quote:
+            if claim.statement != claim.quote:
                 part += statement(claim)
-            self.set_source_info(part)
             box += part
-        return [box] if names else []
+        return box
 
 
 class Verdict(LedgerDirective):
@@ -432,13 +453,13 @@ class Verdict(LedgerDirective):
         head = el(
             "p",
             el("span", "Verdict", classes="kicker"),
-            el("span", _tail(claim) or claim.place, classes="place"),
+            el("span", _tail(claim) or place(claim), classes="place"),
             badge(verdict),
-            el("span", ledger.VERDICTS[verdict], classes="meaning"),
+            el("span", meaning(claim, verdict), classes="meaning"),
             refer("row", claim.id, "ledger row"),
             classes="verdict-head",
         )
-        label = f"Verdict on {claim.place}: {verdict}"
+        label = f"Verdict on {place(claim)}: {verdict}"
         box = el("aside", head, classes=f"verdict verdict-{verdict}", aria_label=label)
         body = self.parse_content_to_nodes() if self.content else []
         if body:
@@ -527,8 +548,8 @@ class LedgerTable(LedgerDirective):
         """One claim: a line that opens to everything known about it."""
         claim = row.claim
         tail = _tail(claim)
-        label, where = (tail, claim.place.removesuffix(tail).rstrip(", ")) if tail else (claim.place, "")
-        place = el(
+        label, where = (tail, claim.place.removesuffix(tail).rstrip(", ")) if tail else (place(claim), "")
+        where_it_stands = el(
             "span",
             el("span", label, classes="row-label"),
             el("span", " · ".join(filter(None, (where, claim.kind))), classes="row-where"),
@@ -541,7 +562,7 @@ class LedgerTable(LedgerDirective):
         summary = el(
             "summary",
             badge(row.verdict),
-            place,
+            where_it_stands,
             el("span", *said, classes=how),
             el("span", faults, classes="row-faults", title=told),
         )

@@ -201,6 +201,9 @@ def test_the_paper_stands_apart_with_its_own_numbers(book) -> None:
     assert "“the gradient is then simply”" in text(part)
     assert r"M^{(t)} \tag{4}" in part.find(class_="math").string
     assert page.find(id="paper-text-matches").find(class_="paper-quote").get_text() == "“the norm is one & stays”"
+    ours = page.find(id="paper-ours-rate")
+    assert "paper-says" not in ours.parent["class"], "our statement must not look like the paper's"
+    assert text(ours).startswith("This book states")
 
 
 def test_the_verdict_is_what_the_evidence_gives(book) -> None:
