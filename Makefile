@@ -44,5 +44,5 @@ $(READY): pyproject.toml constraints.txt
 	  exit 1; }
 	@$(RUN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages into $(VENV) ..."
-	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@PYTHONWARNINGS=ignore $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
 	@touch $@

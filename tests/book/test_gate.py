@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
-from tests.book.minibook import HEAD, MiniBook
+from tests.book.minibook import HEAD, ROOT, MiniBook
 
 
 @pytest.fixture
@@ -107,3 +110,16 @@ def test_a_changed_dependency_shows_its_new_number_and_touches_no_other_page(boo
     book.write("constraints.txt", "nothing-that-exists==2.0\n")
     assert book.built(FOP_PROFILE="large") == everything
     assert book.shows("index", "nothing-that-exists==2.0")
+
+
+def test_an_old_python_is_refused_in_one_sentence(tmp_path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    old = tmp_path / "old-python"
+    old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    old.chmod(0o755)
+    run = subprocess.run(["make", "book", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "Python 3.11 or newer is needed" in run.stderr
+    assert not (tmp_path / ".venv").exists()
