@@ -32,6 +32,13 @@ def _like(array: np.ndarray, number: Any) -> Any:
     return type(sample)(number.numerator) / number.denominator if hasattr(sample, "_mpf_") else number
 
 
+def _ratio(p: Any, s: Any) -> Any:
+    # A coordinate that has seen only zeros, as behind a dead unit, has p = s = 0 and the slope of m_hat alone.
+    if isinstance(s, np.ndarray):
+        return np.divide(p, s, out=np.zeros_like(p + s), where=s != 0)
+    return p / s if s != 0 else 0 * p
+
+
 def _arguments(p: Any, m: Any, v: Any, step: Any, beta1: Any, beta2: Any, damping: Any) -> tuple[Any, ...]:
     p = checks.matrix("p", p)
     m, v = checks.matrix("m", m, shape=p.shape), checks.matrix("v", v, shape=p.shape)
@@ -95,15 +102,18 @@ def adam_jacobian(p: Any, m: Any, v: Any, step: Any, beta1: Any = BETA1, beta2: 
         `D: [m, n]`, of either sign.
 
     Raises:
-        ValueError: If a shape does not fit, a number is not finite, or the map is 0/0.
+        ValueError: If a shape does not fit, a number is not finite, the map is 0/0, or it has a kink there
+            (p and v zero, m not, which no history leaves).
     """
     p, m, v, step, beta1, beta2, damping = _arguments(p, m, v, step, beta1, beta2, damping)
+    if not isinstance(p, sp.MatrixBase) and bool(np.any((v == 0) & (p == 0) & (m != 0))):
+        raise ValueError("m: expected zero where p and v are both zero")
 
     def slope(p: Any, m: Any, v: Any) -> Any:
         c1, c2 = (1 - beta1) / (1 - beta1**step), (1 - beta2) / (1 - beta2**step)
         m_hat = (beta1 * m + (1 - beta1) * p) / (1 - beta1**step)
         s = root((beta2 * v + (1 - beta2) * p**2) / (1 - beta2**step))
-        return c1 / (s + damping) - m_hat * c2 * p / (s * (s + damping) ** 2)
+        return c1 / (s + damping) - m_hat * c2 * _ratio(p, s) / (s + damping) ** 2
 
     return elementwise(slope, p, m, v)
 

@@ -319,6 +319,15 @@ def test_the_hypergradient_through_adam_s_memory_is_orthogonal_to_m(m: int, k: i
     assert abs(np.sum(slope * M)) <= 1e-10 * size
 
 
+def test_a_coordinate_that_saw_only_zeros() -> None:
+    """Its slope is c1 over the damping, by complex step; in floats and in fractions."""
+    zero, eps = np.zeros((1, 1)), 1e-3
+    direct = adam.adam_direction(zero + 1e-30j, zero, zero, 3, damping=eps).imag[0, 0] / 1e-30
+    assert adam.adam_jacobian(zero, zero, zero, 3, damping=eps)[0, 0] == pytest.approx(direct, rel=1e-12)
+    exact = adam.adam_jacobian(column(0), column(0), column(0), 3, damping=Fraction(1, 1000))[0, 0]
+    assert exact == Fraction(100_000, 271)
+
+
 def test_roots_and_numbers_of_every_kind() -> None:
     """Floats, fractions (algebraic where the root is), mpmath: one formula, one value."""
     exact = adam.adam_direction(column(4), column(1), column(1), 3)[0, 0]
@@ -342,6 +351,8 @@ def test_bad_arguments_are_named() -> None:
         adam.adam_jacobian(x, x, x, 0)
     with pytest.raises(ValueError, match="damping: expected a positive number where p and v are both zero"):
         adam.adam_direction(0 * x, x, 0 * x, 1)
+    with pytest.raises(ValueError, match="m: expected zero where p and v are both zero"):
+        adam.adam_jacobian(0 * x, x, 0 * x, 1, damping=1)
     with pytest.raises(ValueError, match="D: expected shape"):
         adam.adam_hypergradient(x, x, np.eye(2), x.T, 0.1)
     with pytest.raises(ValueError, match="ps: expected at least one"):
