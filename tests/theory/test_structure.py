@@ -313,6 +313,14 @@ def test_a_gradient_in_the_null_space_stops_everything(data) -> None:
     assert np.any(structure.trajectory(lambda theta: theta + g, 0 * g, np.eye(m), 0.5, 0.3, 1)[0][-1])
 
 
+@pytest.mark.claim("ours-fixed-points", shows="holds", by="exact")
+def test_a_gradient_out_of_sight_is_seen_through_the_one_before() -> None:
+    """M sees the first axis, g is the second: with h on the first M turns, with h = g it stands still."""
+    M, first, second = (fractions(x) for x in ([[1], [0]], [[1], [0]], [[0], [1]]))
+    assert structure.factor_after(M, [first, second], F(1, 2)).tolist() == [[1], [F(1, 2)]]
+    assert structure.factor_after(M, [second, second], F(1, 2)).tolist() == M.tolist()
+
+
 @pytest.mark.claim("ours-hypergradient-norm", shows="holds", by="symbolic")
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 1), (2, 3), (3, 2)])
 def test_norm_of_the_hypergradient_by_components(m: int, k: int) -> None:
