@@ -6,8 +6,9 @@ leaves a mark when it starts and takes it away when it ends without a warning an
 failed page. While the mark is there, the next build reads every page anew; pages whose
 cells passed come out of the cache, the others run again.
 
-The cells run without the user's own IPython profile, whose start-up files could change a
-number. `execution.json`, beside the pages, says how each page was executed.
+Pages that left the book are removed. The cells run without the user's own IPython profile,
+whose start-up files could change a number. `execution.json`, beside the pages, says how
+each page was executed.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def begin(app: Sphinx) -> None:
     app.fop_mark = Path(app.outdir).parent / "unfinished"
     app.fop_was_red = app.fop_mark.exists()
     app.fop_start = time.time()
+    app.fop_written = set()
     app.fop_mark.parent.mkdir(parents=True, exist_ok=True)
     app.fop_mark.write_text("A build starts with this file and removes it when all is well.\n", encoding="utf-8")
     profile = app.fop_mark.with_name("ipython") / "profile_default"
@@ -82,6 +84,22 @@ def gate(app: Sphinx, error: Exception | None) -> None:
             app.statuscode = 1
 
 
+def note(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree) -> None:
+    """Remember which pages this build has written."""
+    app.fop_written.add(pagename)
+
+
+def sweep(app: Sphinx, error: Exception | None) -> None:
+    """Remove pages that the book no longer has: their numbers are old."""
+    if error is not None or not app.fop_written:
+        return
+    kept = app.env.found_docs | app.fop_written
+    for path in Path(app.outdir).rglob("*.html"):
+        name = path.relative_to(app.outdir)
+        if name.parts[0] != "_static" and name.with_suffix("").as_posix() not in kept:
+            path.unlink()
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
     """Take the mark away if nothing at all is wrong."""
     if error is None and not app._warncount and not app.statuscode:
@@ -101,6 +119,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", read_again)
     app.connect("doctree-read", tell)
     # The report comes before, the mark goes after every check that others do at the end.
+    app.connect("html-page-context", note)
     app.connect("build-finished", gate, priority=100)
+    app.connect("build-finished", sweep, priority=100)
     app.connect("build-finished", finish, priority=999)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

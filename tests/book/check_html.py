@@ -21,8 +21,8 @@ from fop_theory import ledger
 
 #: A page that is larger takes seconds to open.
 LARGEST = 3 * 1024 * 1024
-#: What a browser opens: the landing page, the ledger and a chapter with formulas.
-OPENED = ("index", "ledger", "theory/hypergradient")
+#: Pages that a browser opens in any case: the landing page, the ledger and a chapter with formulas.
+NEEDED = ("index", "ledger", "theory/hypergradient")
 WIDTHS = (390, 1440)
 SCHEMES = ("light", "dark")
 #: Milliseconds that a page may take, on a machine that is busy with something else.
@@ -206,7 +206,13 @@ CONTRAST = r"""() => {
 }"""
 
 
-def browse(root: Path, opened: Iterable[str] = OPENED) -> Iterator[str]:
+def opened(root: Path) -> list[str]:
+    """What a browser opens: every page but the listings of source files."""
+    names = [_where(root, path).removesuffix(".html") for path in pages(root)]
+    return sorted({*NEEDED, *(name for name in names if not name.startswith("code/"))})
+
+
+def browse(root: Path, names: Iterable[str] | None = None) -> Iterator[str]:
     """Open pages from disk, light and dark, narrow and wide; whatever goes wrong there."""
     program = find_browser()
     if program is None:
@@ -218,7 +224,7 @@ def browse(root: Path, opened: Iterable[str] = OPENED) -> Iterator[str]:
             for width in WIDTHS:
                 context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
                 context.set_default_timeout(TIMEOUT)
-                for name in opened:
+                for name in opened(root) if names is None else names:
                     for fault in _open(context, root, name, scheme):
                         yield f"{name}.html, {scheme}, {width} px: {fault}"
                 context.close()
@@ -260,7 +266,7 @@ def main(arguments: list[str]) -> int:
         return 2
     root = Path(arguments[0]).resolve()
     faults = [fault for check in FILE_CHECKS for fault in check(root)] + list(browse(root))
-    print("\n".join(faults) or f"{len(pages(root))} pages checked, {len(OPENED)} of them in a browser: no fault")
+    print("\n".join(faults) or f"{len(pages(root))} pages checked, {len(opened(root))} of them in a browser: no fault")
     return 1 if faults else 0
 
 

@@ -120,6 +120,10 @@ def test_faults_that_a_browser_sees_are_found(site, monkeypatch) -> None:
     assert faults[-1].endswith("there is no such page")
 
 
+def test_the_browser_opens_every_page_and_misses_none(site) -> None:
+    assert check_html.opened(site()) == ["index", "ledger", "sub/other", "theory/hypergradient"]
+
+
 def test_without_a_browser_the_check_fails(site, monkeypatch) -> None:
     monkeypatch.setattr(check_html.shutil, "which", lambda name: None)
     assert "no Chromium" in "".join(check_html.browse(site(), ["index"]))

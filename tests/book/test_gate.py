@@ -79,6 +79,14 @@ def test_a_build_that_was_killed_does_not_count(page) -> None:
     assert not (page.root / "_build" / "unfinished").exists()
 
 
+def test_a_page_that_left_the_book_is_removed(page) -> None:
+    page.replace("book/_toc.yml", "root: index\n", "root: index\nchapters: [{file: theory}]\n")
+    page.built()
+    page.replace("book/_toc.yml", "chapters: [{file: theory}]\n", "")
+    page.built()
+    assert sorted(p.stem for p in (page.root / "_build/html").glob("*.html")) == ["genindex", "index", "search"]
+
+
 def test_a_changed_dependency_shows_its_new_number_and_touches_no_other_page(book) -> None:
     assert book.built() == {"index", "theory", "torch"}
     assert book.shows("theory", "value-1")
