@@ -19,7 +19,17 @@ from fop_theory import checks
 
 
 def inner(A: Any, B: Any) -> Any:
-    """`<A, B> = tr A^T B`, for two matrices `[m, n]` of any kind of numbers."""
+    """`<A, B> = tr A^T B`, for two matrices `[m, n]` of any kind of numbers.
+
+    Args:
+        A: `[m, n]`.
+        B: `[m, n]`.
+
+    Raises:
+        ValueError: If a shape does not fit or a number is not finite.
+    """
+    A = checks.matrix("A", A)
+    B = checks.matrix("B", B, shape=A.shape)
     if isinstance(A, sp.MatrixExpr) or isinstance(B, sp.MatrixExpr):
         return sp.Trace(A.T * B)
     if isinstance(A, sp.MatrixBase):

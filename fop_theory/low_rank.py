@@ -158,6 +158,13 @@ def untrained(rng: np.random.Generator, m: int, k: int, sigma: float) -> np.ndar
     return checks.scalar("sigma", sigma, low=0) * rng.standard_normal((m, k))
 
 
+def _check_layer(m: Any, k: Any, sigma: Any) -> None:
+    """Refuse sizes below one and a standard deviation that isn't one."""
+    checks.scalar("m", m, low=1)
+    checks.scalar("k", k, low=1)
+    checks.scalar("sigma", sigma, low=0)
+
+
 def mean_trace(m: Any, k: Any, sigma: Any) -> Any:
     """`E tr M M^T = sigma^2 m k`: on average M M^T is `sigma^2 k I`.
 
@@ -165,7 +172,11 @@ def mean_trace(m: Any, k: Any, sigma: Any) -> Any:
         m: Rows of M.
         k: Columns of M.
         sigma: Standard deviation of an entry.
+
+    Raises:
+        ValueError: If a size is below one, or `sigma` negative or not finite.
     """
+    _check_layer(m, k, sigma)
     return sigma**2 * m * k
 
 
@@ -176,7 +187,11 @@ def mean_square(m: Any, k: Any, sigma: Any) -> Any:
         m: Rows of M.
         k: Columns of M.
         sigma: Standard deviation of an entry.
+
+    Raises:
+        ValueError: If a size is below one, or `sigma` negative or not finite.
     """
+    _check_layer(m, k, sigma)
     return sigma**4 * m * k * (m + k + 1)
 
 
@@ -190,7 +205,11 @@ def largest_mean_distance(m: int, k: int, sigma: float) -> float:
         m: Rows of M.
         k: Columns of M.
         sigma: Standard deviation of an entry.
+
+    Raises:
+        ValueError: If a size is below one, or `sigma` negative or not finite.
     """
+    _check_layer(m, k, sigma)
     return sigma**2 * ((math.sqrt(m) + math.sqrt(k)) ** 2 + 1)
 
 
@@ -204,7 +223,11 @@ def typical_tangent(m: Any, k: Any, sigma: Any) -> Any:
         m: Rows of M.
         k: Columns of M.
         sigma: Standard deviation of an entry.
+
+    Raises:
+        ValueError: If a size is below one, or `sigma` negative or not finite.
     """
+    _check_layer(m, k, sigma)
     across = sp.sqrt(k * (m - 1)) if isinstance(m + k, sp.Expr) else math.sqrt(k * (m - 1))
     return sigma**2 * across / (1 + sigma**2 * k)
 
@@ -216,6 +239,10 @@ def typical_gain(m: Any, k: Any, sigma: Any) -> Any:
         m: Rows of M.
         k: Columns of M.
         sigma: Standard deviation of an entry.
+
+    Raises:
+        ValueError: If a size is below one, or `sigma` negative or not finite.
     """
+    _check_layer(m, k, sigma)
     square = (1 + sigma**2 * k) ** 2 + sigma**4 * k * (m + 1)
     return sp.sqrt(square) if isinstance(square, sp.Expr) else math.sqrt(square)

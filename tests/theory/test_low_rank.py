@@ -508,6 +508,9 @@ def test_the_first_step_and_the_pace_of_departure(data) -> None:
         (lambda: low_rank.added_square(np.ones((2, 1)), [[1], [np.inf]]), "G: expected finite numbers"),
         (lambda: low_rank.eigenvalues([[np.nan]]), "M: expected finite numbers"),
         (lambda: low_rank.multiplications(0, 1, 1), r"m: expected a number in \[1"),
+        (lambda: low_rank.mean_trace(0, 1, 1.0), r"m: expected a number in \[1"),
+        (lambda: low_rank.typical_gain(2, 0, 1.0), r"k: expected a number in \[1"),
+        (lambda: low_rank.largest_mean_distance(2, 1, float("inf")), "sigma: expected a finite number"),
         (lambda: low_rank.untrained(np.random.default_rng(0), 2, 1, -1.0), r"sigma: expected a number in \[0"),
     ],
 )
