@@ -101,6 +101,8 @@ def hypergradient_as_printed(G: Any, H: Any, M_now: Any, lr: Any) -> Any:
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
+    G = checks.matrix("G", G)
+    M_now = checks.matrix("M_now", M_now, shape=(G.shape[0], None))
     return hypergradient(G, H, M_now, lr)
 
 
@@ -293,6 +295,7 @@ def algorithm_1_step_corrected(
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
+    M_last = checks.matrix("M_last", M_last, shape=checks.matrix("M", M).shape)
     hyper_lr = checks.scalar("hyper_lr", hyper_lr)
     return factored_step(theta, M, G, lr), M - hyper_lr * hypergradient(G, H, M_last, lr)
 
@@ -317,6 +320,7 @@ def m_first_step(theta: Any, M_last: Any, G: Any, H: Any, lr: Any, hyper_lr: Any
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
+    M_last = checks.matrix("M_last", M_last, shape=(checks.matrix("theta", theta).shape[0], None))
     hyper_lr = checks.scalar("hyper_lr", hyper_lr)
     M = M_last - hyper_lr * hypergradient(G, H, M_last, lr)
     return factored_step(theta, M, G, lr), M
