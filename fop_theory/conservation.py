@@ -135,7 +135,7 @@ def one_dimensional_loss(time: Any, loss: Any, P: Any, curvature: Any, hyper_lr:
     """The flow's loss on a parabola: `c J_0 / (4 rho J_0 + P_0 e^(2 h c t))`, `c = P_0 + 4 rho J_0`.
 
     Args:
-        time: t, steps times the learning rate.
+        time: t, steps times the learning rate; a number or an array.
         loss: J_0, not negative.
         P: P_0, not negative.
         curvature: h, positive.
@@ -147,6 +147,10 @@ def one_dimensional_loss(time: Any, loss: Any, P: Any, curvature: Any, hyper_lr:
     Raises:
         ValueError: If a number is not finite or out of its range.
     """
+    if isinstance(time, np.ndarray):
+        checks.matrix("time", time.reshape(1, -1))
+    else:
+        time = checks.scalar("time", time)
     loss = checks.scalar("loss", loss, low=0)
     P = checks.scalar("P", P, low=0)
     curvature = checks.scalar("curvature", curvature, low=0, strict=True)

@@ -24,7 +24,19 @@ def _pair(G: Any, H: Any, columns: int | None = None) -> tuple[Any, Any]:
 
 
 def inner(G: Any, H: Any) -> Any:
-    """Frobenius inner product, the trace of `G^T H`; for vectors the dot product."""
+    """Frobenius inner product, the trace of `G^T H`; for vectors the dot product.
+
+    Args:
+        G: A matrix `[m, n]`.
+        H: Another, `[m, n]`.
+
+    Returns:
+        One number.
+
+    Raises:
+        ValueError: If a shape does not fit or a number is not finite.
+    """
+    G, H = _pair(G, H)
     return (G.T @ H).trace()
 
 
