@@ -113,3 +113,16 @@ def scalar(name: str, value: Any, *, low: float | None = None, high: float | Non
         span = f"{left}{'-inf' if low is None else low}, {'inf' if high is None else high}{right}"
         raise ValueError(f"{name}: expected a number in {span}, got {value!r}")
     return value
+
+
+def finite(**values: Any) -> None:
+    """Refuse whatever is not a finite real number, or an array of such; for formulas that take either.
+
+    Raises:
+        ValueError: Naming the argument, its value and what was expected.
+    """
+    for name, value in values.items():
+        if not (isinstance(value, np.ndarray) and value.ndim):
+            scalar(name, value)
+        elif value.dtype.kind not in "fiuO" or not _is_finite(value):
+            raise ValueError(f"{name}: expected finite numbers, got {_shown(value)}")

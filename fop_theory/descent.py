@@ -35,6 +35,7 @@ def pl_slack(g: Any, gap: Any, mu: Any) -> Any:
         ValueError: If g is not a finite column.
     """
     g = checks.matrix("g", g, shape=(None, 1))
+    checks.finite(gap=gap, mu=mu)
     return _square(g) / 2 - mu * gap
 
 
@@ -53,6 +54,7 @@ def claimed_step(low: Any, high: Any, smoothness: Any) -> Any:
         ValueError: If L is not positive.
     """
     smoothness = checks.scalar("smoothness", smoothness, low=0, strict=True)
+    checks.finite(low=low, high=high)
     return (2 * low - high**2) / smoothness
 
 
@@ -75,6 +77,7 @@ def step(theta: Any, P: Any, g: Any, size: Any) -> Any:
     n = theta.shape[0]
     P = checks.matrix("P", P, shape=(n, n), symmetric=True)
     g = checks.matrix("g", g, shape=(n, 1))
+    checks.finite(size=size)
     return theta - size * (P @ g)
 
 
@@ -94,6 +97,7 @@ def claimed_gap(gap: Any, mu: Any, rho: Any, steps: int) -> Any:
         ValueError: If k is negative.
     """
     steps = checks.scalar("steps", steps, low=0)
+    checks.finite(gap=gap, mu=mu, rho=rho)
     return (1 - mu * rho) ** steps * gap
 
 
@@ -113,6 +117,7 @@ def smooth_change(g: Any, move: Any, smoothness: Any) -> Any:
     """
     g = checks.matrix("g", g, shape=(None, 1))
     move = checks.matrix("move", move, shape=(g.shape[0], 1))
+    checks.finite(smoothness=smoothness)
     return (g.T @ move)[0, 0] + smoothness * _square(move) / 2
 
 
@@ -130,33 +135,40 @@ def unit_step_change(P: Any, g: Any, smoothness: Any) -> Any:
     Raises:
         ValueError: If a shape does not fit or P is not symmetric.
     """
-    g = checks.matrix("g", g, shape=(None, 1))
-    P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
     return first_term(P, g, smoothness) + second_term(P, g, smoothness)
 
 
 def first_term(P: Any, g: Any, smoothness: Any) -> Any:
     """First term of Eq. (15): `-g^T P g / L`."""
+    g = checks.matrix("g", g, shape=(None, 1))
+    P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
+    checks.finite(smoothness=smoothness)
     return -(g.T @ P @ g)[0, 0] / smoothness
 
 
 def second_term(P: Any, g: Any, smoothness: Any) -> Any:
     """Second term of Eq. (15): `|P g|^2 / (2 L)`."""
+    g = checks.matrix("g", g, shape=(None, 1))
+    P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
+    checks.finite(smoothness=smoothness)
     return _square(P @ g) / (2 * smoothness)
 
 
 def first_term_bound(low: Any, squared_norm: Any, smoothness: Any) -> Any:
     """Right-hand side of Eq. (16): `-low |G|^2 / L`, with G the gradient in the eigenbasis of P."""
+    checks.finite(low=low, squared_norm=squared_norm, smoothness=smoothness)
     return -low * squared_norm / smoothness
 
 
 def second_term_bound(high: Any, squared_norm: Any, smoothness: Any) -> Any:
     """Right-hand side of Eq. (17): `high^2 |G|^2 / (2 L)`."""
+    checks.finite(high=high, squared_norm=squared_norm, smoothness=smoothness)
     return high**2 * squared_norm / (2 * smoothness)
 
 
 def split_bound(low: Any, high: Any, squared_norm: Any, smoothness: Any) -> Any:
     """Right-hand side of Eqs. (18) and (19): `-(low - high^2 / 2) |G|^2 / L`; the two bounds added."""
+    checks.finite(low=low, high=high, squared_norm=squared_norm, smoothness=smoothness)
     return -(low - high**2 / 2) * squared_norm / smoothness
 
 
@@ -166,6 +178,7 @@ def pl_change(low: Any, high: Any, mu: Any, gap: Any, smoothness: Any) -> Any:
     It bounds `f(theta - P g / L) - f(theta)` only where `2 low >= high^2`: the PL inequality bounds `|g|^2`
     from below, and a negative factor turns that around.
     """
+    checks.finite(low=low, high=high, mu=mu, gap=gap, smoothness=smoothness)
     return -mu * (2 * low - high**2) * gap / smoothness
 
 
@@ -184,6 +197,7 @@ def decrease(eigenvalue: Any, size: Any, smoothness: Any) -> Any:
     Returns:
         The coefficient: `f(theta - eta P g) <= f(theta) - sum_i decrease(lambda_i) g_i^2 / 2` in the eigenbasis.
     """
+    checks.finite(eigenvalue=eigenvalue, size=size, smoothness=smoothness)
     return size * eigenvalue * (2 - size * smoothness * eigenvalue)
 
 
@@ -209,6 +223,7 @@ def factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
     low = checks.scalar("low", low, low=0, strict=True)
     high = checks.scalar("high", high, low=low)
     size = checks.scalar("size", size, low=0)
+    checks.finite(smoothness=smoothness, mu=mu)
     # The best step of P = b I is 1/(L b); rounding may put `2/(L b)` a unit in the last place too high.
     checks.scalar("size * smoothness * high", size * smoothness * high, high=2 * (1 + 1e-12))
     return 1 - mu * min(decrease(low, size, smoothness), decrease(high, size, smoothness))
@@ -221,6 +236,7 @@ def best_step(low: Any, high: Any, smoothness: Any) -> Any:
         ValueError: If L is not positive.
     """
     smoothness = checks.scalar("smoothness", smoothness, low=0, strict=True)
+    checks.finite(low=low, high=high)
     return 2 / (smoothness * (low + high))
 
 
@@ -239,6 +255,7 @@ def best_factor(condition: Any, smoothness: Any, mu: Any) -> Any:
         ValueError: If kappa is less than 1.
     """
     condition = checks.scalar("condition", condition, low=1)
+    checks.finite(smoothness=smoothness, mu=mu)
     return 1 - mu * 4 * condition / (smoothness * (1 + condition) ** 2)
 
 

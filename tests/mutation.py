@@ -81,7 +81,7 @@ def _try(mutant: Mutant, tests: Sequence[str], root: str, pipe) -> None:
     recorder = _FirstFailure()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         plant(mutant)
-        pytest.main(
+        code = pytest.main(
             [
                 *tests,
                 "-x",
@@ -96,6 +96,8 @@ def _try(mutant: Mutant, tests: Sequence[str], root: str, pipe) -> None:
             ],
             plugins=[recorder],
         )
+    if not recorder.test and code != pytest.ExitCode.OK:
+        recorder.how = f"pytest ended with {code.name}"  # no test ran: that's no survivor's alibi
     pipe.send((recorder.test, recorder.how))
 
 
