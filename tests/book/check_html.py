@@ -171,8 +171,12 @@ LOOK = r"""() => {
   }
   const wide = document.documentElement.scrollWidth;
   if (wide > innerWidth) {
-    const out = [...document.body.querySelectorAll("*")].find(e => e.getBoundingClientRect().right > innerWidth + 1);
-    const name = out ? `<${out.tagName.toLowerCase()} class="${out.className}">` : "an element";
+    const right = e => e.getBoundingClientRect().right;
+    const clips = e => getComputedStyle(e).overflowX !== "visible";
+    const inside = e => e && e !== document.body && (clips(e) || inside(e.parentElement));
+    const free = [...document.body.querySelectorAll("*")].filter(e => !inside(e));
+    const widest = free.sort((a, b) => right(b) - right(a))[0];
+    const name = `<${widest.tagName.toLowerCase()}> ${widest.textContent.trim().slice(0, 60)}`;
     faults.push(`${wide} px wide in a window of ${innerWidth} px: ${name}`);
   }
   for (const image of document.images)
