@@ -4,7 +4,7 @@ from fractions import Fraction
 
 lr, rho, ends = Fraction(1, 10), 10, []
 for late in (False, True):
-    x, M, h = Fraction(1), Fraction(1), 0
+    x, M, h = Fraction(1), Fraction(1), Fraction(0)
     for _ in range(7):
         g = x
         learned = M + rho * lr * 2 * g * h * M

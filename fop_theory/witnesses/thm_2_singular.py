@@ -5,7 +5,7 @@ from fractions import Fraction
 L = Fraction(1)
 P = (Fraction(1), Fraction(0))
 rho = (2 * min(P) - max(P) ** 2) / L
-theta = (Fraction(1), Fraction(0))
+theta: tuple[Fraction, ...] = (Fraction(1), Fraction(0))
 print(f"rho = {rho}")
 for k in range(1, 6):
     theta = tuple(x - rho * p * x for x, p in zip(theta, P, strict=True))
