@@ -15,8 +15,7 @@ import numpy as np
 import sympy as sp
 
 from fop_theory import checks
-from fop_theory.angles import root
-from fop_theory.baselines import elementwise
+from fop_theory.algebra import elementwise, root
 from fop_theory.hypergradient import hypergradient
 
 BETA1, BETA2 = Fraction(9, 10), Fraction(999, 1000)
@@ -191,7 +190,9 @@ def adam_directions(ps: Sequence[Any], beta1: Any = BETA1, beta2: Any = BETA2, d
     """
     if not len(ps):
         raise ValueError("ps: expected at least one")
-    m = v = 0 * checks.matrix("ps", ps[0])
+    shape = checks.matrix("ps", ps[0]).shape
+    ps = [checks.matrix("ps", p, shape=shape) for p in ps]
+    m = v = 0 * ps[0]
     directions = []
     for step, p in enumerate(ps, start=1):
         directions.append(adam_direction(p, m, v, step, beta1, beta2, damping))

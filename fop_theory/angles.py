@@ -8,7 +8,6 @@ A matrix gradient `G: [m, n]` is one long vector here: lengths are Frobenius nor
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -16,33 +15,7 @@ import numpy as np
 import sympy as sp
 
 from fop_theory import checks
-
-
-def inner(A: Any, B: Any) -> Any:
-    """`<A, B> = tr A^T B`, for two matrices `[m, n]` of any kind of numbers.
-
-    Args:
-        A: `[m, n]`.
-        B: `[m, n]`.
-
-    Raises:
-        ValueError: If a shape does not fit or a number is not finite.
-    """
-    A = checks.matrix("A", A)
-    B = checks.matrix("B", B, shape=A.shape)
-    if isinstance(A, sp.MatrixExpr) or isinstance(B, sp.MatrixExpr):
-        return sp.Trace(A.T * B)
-    if isinstance(A, sp.MatrixBase):
-        return (A.T * B).trace()
-    return (A * B).sum()
-
-
-def root(x: Any) -> Any:
-    """Square root that stays in the argument's kind; of a fraction, an exact algebraic number."""
-    if isinstance(x, Fraction):
-        exact = sp.sqrt(sp.Rational(x.numerator, x.denominator))
-        return Fraction(int(exact.p), int(exact.q)) if exact.is_Rational else exact
-    return sp.sqrt(x) if isinstance(x, sp.Basic) else x**0.5
+from fop_theory.algebra import inner, root
 
 
 def squared_cosine(A: Any, B: Any) -> Any:

@@ -7,29 +7,14 @@ rate of one is plain gradient descent, as M = I is for FOP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import sympy as sp
 
 from fop_theory import checks
-from fop_theory.angles import inner, root
-
-
-def elementwise(function: Callable[..., Any], *matrices: Any) -> Any:
-    """Apply a function of numbers entry by entry to matrices of one shape.
-
-    Arrays of floats go through whole, since numpy's arithmetic is entrywise already; sympy's `*` is not,
-    and a root of exact numbers is taken one by one.
-    """
-    first = matrices[0]
-    if isinstance(first, sp.MatrixBase):
-        return sp.Matrix(*first.shape, lambda i, j: function(*(matrix[i, j] for matrix in matrices)))
-    if any(matrix.dtype == object for matrix in matrices):
-        return np.frompyfunc(function, len(matrices), 1)(*matrices)
-    return function(*matrices)
-
+from fop_theory.algebra import elementwise, inner, root
 
 # ---------------------------------------------------------------------------------------
 # One rate for all, one a layer, one a parameter
@@ -83,6 +68,8 @@ def global_hypergradient(Gs: Sequence[Any], Hs: Sequence[Any], lr: Any) -> Any:
     """
     if len(Gs) != len(Hs) or not Gs:
         raise ValueError(f"Hs: expected one gradient a layer, got {len(Hs)} for {len(Gs)} in Gs")
+    Gs = [checks.matrix("Gs", G) for G in Gs]
+    Hs = [checks.matrix("Hs", H, shape=G.shape) for G, H in zip(Gs, Hs, strict=True)]
     first, *others = (scalar_hypergradient(G, H, lr) for G, H in zip(Gs, Hs, strict=True))
     return sum(others, start=first)
 

@@ -115,6 +115,16 @@ def scalar(name: str, value: Any, *, low: float | None = None, high: float | Non
     return value
 
 
+def sizes(**values: Any) -> None:
+    """Refuse a size or a count below one; symbols pass.
+
+    Raises:
+        ValueError: Naming the argument, its value and what was expected.
+    """
+    for name, value in values.items():
+        scalar(name, value, low=1)
+
+
 def finite(**values: Any) -> None:
     """Refuse whatever is not a finite real number, or an array of such; for formulas that take either.
 

@@ -14,7 +14,8 @@ import sympy as sp
 from scipy.integrate import solve_ivp
 
 from fop_theory import checks
-from fop_theory.structure import inner, symmetric_product
+from fop_theory.algebra import inner
+from fop_theory.hypergradient import symmetric_product
 
 
 def trace_gain(G: Any, H: Any, M: Any, lr: Any, hyper_lr: Any) -> tuple[Any, Any]:
@@ -190,7 +191,10 @@ def solve_flow(
         ArithmeticError: If the integration fails.
     """
     theta, M = checks.matrix("theta", theta), checks.matrix("M", M)
-    times = np.asarray(times, dtype=float)
+    times = np.asarray(times)
+    if times.ndim != 1:
+        raise ValueError(f"times: expected a list of times [T], got {times!r}")
+    checks.finite(times=times)
 
     def derivative(_: float, state: np.ndarray) -> np.ndarray:
         at, factor = state[: theta.size].reshape(theta.shape), state[theta.size :].reshape(M.shape)

@@ -50,7 +50,7 @@ def all_cnn_c(classes: int = 10) -> list[Layer]:
     Raises:
         ValueError: If `classes` is smaller than one.
     """
-    checks.scalar("classes", classes, low=1)
+    checks.sizes(classes=classes)
     # (kernel width, input channels, output channels, side of the output image); stride 2 halves the
     # side, and the first layer on 8 x 8 images has no padding.
     table = [(3, 3, 96, 32), (3, 96, 96, 32), (3, 96, 96, 16)]
@@ -73,7 +73,7 @@ def resnet18(projections: int = 3, classes: int = 1000, side: int = 224) -> list
         ValueError: If a number is out of range.
     """
     checks.scalar("projections", projections, low=0, high=4)
-    checks.scalar("classes", classes, low=1)
+    checks.sizes(classes=classes, side=side)
     if side % 32:
         raise ValueError(f"side: expected a multiple of 32, got {side}")
     layers = [Layer(7, 3, 64, (side // 2) ** 2, norm=True)]

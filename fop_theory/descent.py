@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from fop_theory import checks
-
-
-def _square(v: Any) -> Any:
-    """`|v|^2` of a vector `[n, 1]`."""
-    return (v.T @ v)[0, 0]
+from fop_theory.algebra import inner
+from fop_theory.hypergradient import preconditioned_step
 
 
 def pl_slack(g: Any, gap: Any, mu: Any) -> Any:
@@ -36,7 +33,7 @@ def pl_slack(g: Any, gap: Any, mu: Any) -> Any:
     """
     g = checks.matrix("g", g, shape=(None, 1))
     checks.finite(gap=gap, mu=mu)
-    return _square(g) / 2 - mu * gap
+    return inner(g, g) / 2 - mu * gap
 
 
 def claimed_step(low: Any, high: Any, smoothness: Any) -> Any:
@@ -77,8 +74,8 @@ def step(theta: Any, P: Any, g: Any, size: Any) -> Any:
     n = theta.shape[0]
     P = checks.matrix("P", P, shape=(n, n), symmetric=True)
     g = checks.matrix("g", g, shape=(n, 1))
-    checks.finite(size=size)
-    return theta - size * (P @ g)
+    size = checks.scalar("size", size)
+    return preconditioned_step(theta, P, g, size)
 
 
 def claimed_gap(gap: Any, mu: Any, rho: Any, steps: int) -> Any:
@@ -118,7 +115,7 @@ def smooth_change(g: Any, move: Any, smoothness: Any) -> Any:
     g = checks.matrix("g", g, shape=(None, 1))
     move = checks.matrix("move", move, shape=(g.shape[0], 1))
     checks.finite(smoothness=smoothness)
-    return (g.T @ move)[0, 0] + smoothness * _square(move) / 2
+    return inner(g, move) + smoothness * inner(move, move) / 2
 
 
 def unit_step_change(P: Any, g: Any, smoothness: Any) -> Any:
@@ -143,7 +140,7 @@ def first_term(P: Any, g: Any, smoothness: Any) -> Any:
     g = checks.matrix("g", g, shape=(None, 1))
     P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
     checks.finite(smoothness=smoothness)
-    return -(g.T @ P @ g)[0, 0] / smoothness
+    return -inner(g, P @ g) / smoothness
 
 
 def second_term(P: Any, g: Any, smoothness: Any) -> Any:
@@ -151,7 +148,8 @@ def second_term(P: Any, g: Any, smoothness: Any) -> Any:
     g = checks.matrix("g", g, shape=(None, 1))
     P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
     checks.finite(smoothness=smoothness)
-    return _square(P @ g) / (2 * smoothness)
+    image = P @ g
+    return inner(image, image) / (2 * smoothness)
 
 
 def first_term_bound(low: Any, squared_norm: Any, smoothness: Any) -> Any:
@@ -288,7 +286,11 @@ def share_of_positive_steps(n: int, draws: int, rng: np.random.Generator) -> flo
 
     Returns:
         The share, between 0 and 1.
+
+    Raises:
+        ValueError: If a number is below one.
     """
+    checks.sizes(n=n, draws=draws)
     Z = rng.standard_normal((draws, n, n))
     eigenvalues = np.linalg.eigvalsh(Z @ Z.transpose(0, 2, 1))
     return float(np.mean(claimed_step(eigenvalues[:, 0], eigenvalues[:, -1], 1) > 0))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fop_theory import checks
-from fop_theory.structure import inner
+from fop_theory.algebra import inner
 
 
 def exponential_step(g: Any, h: Any, M: Any, rate: float) -> np.ndarray:

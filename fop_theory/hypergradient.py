@@ -61,6 +61,24 @@ def factored_step(theta: Any, M: Any, G: Any, lr: Any) -> Any:
     return theta - lr * (M @ (M.T @ G))
 
 
+def symmetric_product(G: Any, H: Any) -> Any:
+    """`S = G H^T + H G^T`, the matrix of Eq. (4).
+
+    Args:
+        G: Gradient at step t, `[m, n]`.
+        H: Gradient at step t-1, `[m, n]`.
+
+    Returns:
+        `[m, m]`, symmetric.
+
+    Raises:
+        ValueError: If a shape does not fit or a number is not finite.
+    """
+    G = checks.matrix("G", G)
+    H = checks.matrix("H", H, shape=G.shape)
+    return G @ H.T + H @ G.T
+
+
 def hypergradient(G: Any, H: Any, M: Any, lr: Any) -> Any:
     """Gradient of the loss at step t with respect to the factor of step t-1, Eqs. (4), (10) corrected.
 
@@ -79,11 +97,10 @@ def hypergradient(G: Any, H: Any, M: Any, lr: Any) -> Any:
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
-    G = checks.matrix("G", G)
-    H = checks.matrix("H", H, shape=G.shape)
-    M = checks.matrix("M", M, shape=(G.shape[0], None))
+    S = symmetric_product(G, H)
+    M = checks.matrix("M", M, shape=(S.shape[0], None))
     lr = checks.scalar("lr", lr)
-    return -lr * ((G @ H.T + H @ G.T) @ M)
+    return -lr * (S @ M)
 
 
 def hypergradient_as_printed(G: Any, H: Any, M_now: Any, lr: Any) -> Any:
@@ -160,6 +177,10 @@ def chain_rule(G: Any, jacobian: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
+    jacobian = np.asarray(jacobian)
+    if jacobian.ndim != 4:
+        raise ValueError(f"jacobian: expected [m, n, m, k], got shape {jacobian.shape}")
+    checks.finite(jacobian=jacobian)
     G = np.asarray(checks.matrix("G", G, shape=jacobian.shape[:2]))
     return np.tensordot(G, jacobian, axes=2)
 
@@ -351,5 +372,5 @@ def price_of_the_index(G: Any, H: Any, H_before: Any, M_last: Any, lr: Any, hype
     H_before = checks.matrix("H_before", H_before, shape=G.shape)
     M_last = checks.matrix("M_last", M_last, shape=(G.shape[0], None))
     lr, hyper_lr = checks.scalar("lr", lr), checks.scalar("hyper_lr", hyper_lr)
-    S, S_last = G @ H.T + H @ G.T, H @ H_before.T + H_before @ H.T
+    S, S_last = symmetric_product(G, H), symmetric_product(H, H_before)
     return -(lr**2) * hyper_lr * (S @ (S_last @ M_last))

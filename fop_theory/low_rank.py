@@ -13,6 +13,7 @@ import numpy as np
 import sympy as sp
 
 from fop_theory import checks
+from fop_theory.algebra import identity_beside, inner
 
 
 def preconditioner(M: Any) -> Any:
@@ -28,12 +29,8 @@ def preconditioner(M: Any) -> Any:
         ValueError: If `M` is not a finite matrix.
     """
     M = checks.matrix("M", M)
-    m = M.shape[0]
-    if isinstance(M, sp.MatrixExpr):
-        identity = sp.Identity(m)
-    else:
-        identity = sp.eye(m) if isinstance(M, sp.MatrixBase) else np.eye(m, dtype=int)
-    return identity + M @ M.T
+    product = M @ M.T
+    return identity_beside(product) + product
 
 
 def precondition(M: Any, G: Any) -> Any:
@@ -91,11 +88,7 @@ def added_square(M: Any, G: Any) -> Any:
     G = checks.matrix("G", G, shape=(M.shape[0], None))
     within = M.T @ G
     turned = M @ within
-    if isinstance(G, sp.MatrixExpr):
-        return 2 * sp.Trace(within.T * within) + sp.Trace(turned.T * turned)
-    if isinstance(G, sp.MatrixBase):
-        return 2 * (within.T * within).trace() + (turned.T * turned).trace()
-    return 2 * (within * within).sum() + (turned * turned).sum()
+    return 2 * inner(within, within) + inner(turned, turned)
 
 
 def eigenvalues(M: Any) -> np.ndarray:
@@ -134,8 +127,7 @@ def multiplications(m: int, n: int, k: int) -> dict[str, int]:
     Raises:
         ValueError: If a size is below one.
     """
-    for name, size in (("m", m), ("n", n), ("k", k)):
-        checks.scalar(name, size, low=1)
+    checks.sizes(m=m, n=n, k=k)
     return {"formed": m * m * n, "full": 2 * m * m * n, "low rank": 2 * m * k * n}
 
 
@@ -153,15 +145,15 @@ def untrained(rng: np.random.Generator, m: int, k: int, sigma: float) -> np.ndar
         sigma: Standard deviation of an entry.
 
     Raises:
-        ValueError: If `sigma` is negative or not finite.
+        ValueError: If a size is below one, or `sigma` negative or not finite.
     """
-    return checks.scalar("sigma", sigma, low=0) * rng.standard_normal((m, k))
+    _check_layer(m, k, sigma)
+    return sigma * rng.standard_normal((m, k))
 
 
 def _check_layer(m: Any, k: Any, sigma: Any) -> None:
     """Refuse sizes below one and a standard deviation that isn't one."""
-    checks.scalar("m", m, low=1)
-    checks.scalar("k", k, low=1)
+    checks.sizes(m=m, k=k)
     checks.scalar("sigma", sigma, low=0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fop_theory import checks
-from fop_theory.hypergradient import hypergradient
+from fop_theory.hypergradient import factored_step, hypergradient
 
 
 def velocity(v: Any, M: Any, G: Any, decay: Any) -> Any:
@@ -58,9 +58,7 @@ def velocity_step_as_printed(theta: Any, v_next: Any) -> Any:
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
-    theta = checks.matrix("theta", theta)
-    v_next = checks.matrix("v_next", v_next, shape=theta.shape)
-    return theta - v_next
+    return velocity_step(theta, v_next, 1)
 
 
 def momentum_step(theta: Any, v: Any, M: Any, G: Any, decay: Any, lr: Any) -> Any:
@@ -199,10 +197,9 @@ def coupled_decay_step(theta: Any, M: Any, H: Any, lr: Any, weight_decay: Any) -
         ValueError: If a shape does not fit or a number is not finite.
     """
     theta = checks.matrix("theta", theta)
-    M = checks.matrix("M", M, shape=(theta.shape[0], None))
     H = checks.matrix("H", H, shape=theta.shape)
-    lr, weight_decay = checks.scalar("lr", lr), checks.scalar("weight_decay", weight_decay, low=0)
-    return theta - lr * (M @ (M.T @ (H + weight_decay * theta)))
+    weight_decay = checks.scalar("weight_decay", weight_decay, low=0)
+    return factored_step(theta, M, H + weight_decay * theta, lr)
 
 
 def decoupled_decay_step(theta: Any, M: Any, H: Any, lr: Any, weight_decay: Any) -> Any:
@@ -219,10 +216,9 @@ def decoupled_decay_step(theta: Any, M: Any, H: Any, lr: Any, weight_decay: Any)
         ValueError: If a shape does not fit or a number is not finite.
     """
     theta = checks.matrix("theta", theta)
-    M = checks.matrix("M", M, shape=(theta.shape[0], None))
     H = checks.matrix("H", H, shape=theta.shape)
     lr, weight_decay = checks.scalar("lr", lr), checks.scalar("weight_decay", weight_decay, low=0)
-    return (1 - lr * weight_decay) * theta - lr * (M @ (M.T @ H))
+    return factored_step((1 - lr * weight_decay) * theta, M, H, lr)
 
 
 def coupled_decay_hypergradient(G: Any, H: Any, theta: Any, M: Any, lr: Any, weight_decay: Any) -> Any:

@@ -31,7 +31,7 @@ def expected_determinant(second_moment: Any, mean: Any, rate: Any) -> Any:
     Raises:
         ValueError: If a shape does not fit or a number is not finite.
     """
-    R = checks.matrix("second_moment", second_moment)
+    R = checks.matrix("second_moment", second_moment, symmetric=True)
     mean = checks.matrix("mean", mean, shape=(R.shape[0], 1))
     rate = checks.scalar("rate", rate)
     spread = (R @ R).trace() - R.trace() ** 2
@@ -101,8 +101,7 @@ def sign_noise_run(n: int, rate: float, steps: int, runs: int, seed: int) -> np.
     Raises:
         ValueError: If a number is out of range.
     """
-    for name, value in (("n", n), ("steps", steps), ("runs", runs)):
-        checks.scalar(name, value, low=1)
+    checks.sizes(n=n, steps=steps, runs=runs)
     checks.scalar("rate", rate)
     rng = np.random.default_rng(seed)
     logs = np.zeros((runs, steps + 1, n))

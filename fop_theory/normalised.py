@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from fop_theory import checks
-from fop_theory.angles import inner, root
+from fop_theory.algebra import inner, root
+from fop_theory.hypergradient import factored_step, hypergradient
 
 
 def _rate(M: Any) -> Any:
@@ -52,12 +53,8 @@ def normalised_step(theta: Any, M: Any, G: Any, lr: Any) -> Any:
     Raises:
         ValueError: If `M` is zero, a shape does not fit or a number is not finite.
     """
-    theta = checks.matrix("theta", theta)
-    m, n = theta.shape
-    M = checks.matrix("M", M, shape=(m, None))
-    G = checks.matrix("G", G, shape=(m, n))
-    lr = checks.scalar("lr", lr)
-    return theta - lr * _rate(M) * (M @ (M.T @ G))
+    M, lr = checks.matrix("M", M), checks.scalar("lr", lr)
+    return factored_step(theta, M, G, lr * _rate(M))
 
 
 def normalised_hypergradient(G: Any, H: Any, M: Any, lr: Any) -> Any:
@@ -78,14 +75,11 @@ def normalised_hypergradient(G: Any, H: Any, M: Any, lr: Any) -> Any:
     Raises:
         ValueError: If `M` is zero, a shape does not fit or a number is not finite.
     """
-    G = checks.matrix("G", G)
-    H = checks.matrix("H", H, shape=G.shape)
-    M = checks.matrix("M", M, shape=(G.shape[0], None))
-    lr = checks.scalar("lr", lr)
-    SM = G @ (H.T @ M) + H @ (G.T @ M)
-    PM = M @ (M.T @ M)
-    share = inner(SM, M) / inner(M.T @ M, M.T @ M)
-    return -lr * _rate(M) * (SM - share * PM)
+    held = hypergradient_at_constant_norm(G, H, M, lr)
+    M = checks.matrix("M", M)
+    gram = M.T @ M
+    share = inner(held, M) / inner(gram, gram)
+    return held - share * (M @ gram)
 
 
 def hypergradient_at_constant_norm(G: Any, H: Any, M: Any, lr: Any) -> Any:
@@ -105,11 +99,7 @@ def hypergradient_at_constant_norm(G: Any, H: Any, M: Any, lr: Any) -> Any:
     Raises:
         ValueError: If `M` is zero, a shape does not fit or a number is not finite.
     """
-    G = checks.matrix("G", G)
-    H = checks.matrix("H", H, shape=G.shape)
-    M = checks.matrix("M", M, shape=(G.shape[0], None))
-    lr = checks.scalar("lr", lr)
-    return -lr * _rate(M) * (G @ (H.T @ M) + H @ (G.T @ M))
+    return _rate(checks.matrix("M", M)) * hypergradient(G, H, M, lr)
 
 
 def squared_gain(P: Any, G: Any) -> Any:

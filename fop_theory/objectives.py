@@ -23,7 +23,7 @@ def _pair(x: Any) -> tuple[Any, Any]:
         if x.shape not in ((2, 1), (1, 2)):
             raise ValueError(f"x: expected two coordinates, got shape {x.shape}")
         return x[0], x[1]
-    if not isinstance(x, (np.ndarray, np.generic, list, tuple, int, float)):
+    if not isinstance(x, (np.ndarray, np.generic, list, tuple, int, float, str)):
         return x[0], x[1]  # tensors of another library: theirs to check
     array = np.asarray(x)
     if array.ndim == 0 or array.shape[0] != 2:
@@ -182,12 +182,12 @@ def logistic(X: Any, y: Any, ridge: float) -> Objective:
         ValueError: If a shape does not fit, a label is not a sign or the ridge is not positive.
     """
     X = checks.matrix("X", X)
-    y = np.asarray(y, dtype=float).reshape(-1, 1)
-    if y.shape[0] != X.shape[0] or not np.all(np.abs(y) == 1):
-        raise ValueError(f"y: expected {X.shape[0]} labels +1 or -1, got {y.ravel()!r}")
+    labels = np.asarray(y).ravel().tolist()
+    if len(labels) != len(X) or not all(label in (1, -1) for label in labels):
+        raise ValueError(f"y: expected {len(X)} labels +1 or -1, got {labels!r}")
     ridge = checks.scalar("ridge", ridge, low=0, strict=True)
     N, n = X.shape
-    Z = y * X
+    Z = np.array(labels)[:, None] * X
 
     def value(theta: Any) -> float:
         return float(np.logaddexp(0, -Z @ theta).mean() + ridge * (theta * theta).sum() / 2)
@@ -268,7 +268,11 @@ def huber(n: int = 1) -> Objective:
 
     Args:
         n: Number of coordinates.
+
+    Raises:
+        ValueError: If `n` is below one.
     """
+    checks.sizes(n=n)
 
     def value(theta: Any) -> Any:
         theta = checks.matrix("theta", theta, shape=(n, 1))

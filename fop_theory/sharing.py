@@ -55,6 +55,7 @@ def to_kernel(matrix: Any, inputs: int, outputs: int) -> np.ndarray:
     Raises:
         ValueError: If the number of rows is no square or the number of columns is not I O.
     """
+    checks.sizes(inputs=inputs, outputs=outputs)
     matrix = checks.matrix("matrix", matrix, shape=(None, inputs * outputs))
     k = round(len(matrix) ** 0.5)
     if k * k != len(matrix):
@@ -94,6 +95,7 @@ def on_rows_first(P: Any, columns: int) -> np.ndarray:
     Raises:
         ValueError: If P is no matrix of finite numbers.
     """
+    checks.sizes(columns=columns)
     P = np.asarray(checks.matrix("P", P))
     return np.kron(P, np.eye(columns, dtype=int))
 
@@ -111,6 +113,7 @@ def on_columns_first(P: Any, columns: int) -> np.ndarray:
     Raises:
         ValueError: If P is no matrix of finite numbers.
     """
+    checks.sizes(columns=columns)
     P = np.asarray(checks.matrix("P", P))
     return np.kron(np.eye(columns, dtype=int), P)
 
@@ -130,6 +133,7 @@ def block_trace(X: Any, blocks: int) -> np.ndarray:
     Raises:
         ValueError: If a dimension of X is no multiple of `blocks`.
     """
+    checks.sizes(blocks=blocks)
     X = np.asarray(checks.matrix("X", X))
     if X.shape[0] % blocks or X.shape[1] % blocks:
         raise ValueError(f"X: expected dimensions that {blocks} divides, got shape {X.shape}")
@@ -146,7 +150,8 @@ def entries_of_shared(k: int) -> int:
     Raises:
         ValueError: If k is smaller than one.
     """
-    return int(checks.scalar("k", k, low=1)) ** 4
+    checks.sizes(k=k)
+    return k**4
 
 
 def entries_of_full(k: int, inputs: int, outputs: int) -> int:
@@ -160,8 +165,7 @@ def entries_of_full(k: int, inputs: int, outputs: int) -> int:
     Raises:
         ValueError: If a number is smaller than one.
     """
-    for name, number in (("k", k), ("inputs", inputs), ("outputs", outputs)):
-        checks.scalar(name, number, low=1)
+    checks.sizes(k=k, inputs=inputs, outputs=outputs)
     return (k * k * inputs * outputs) ** 2
 
 
@@ -178,8 +182,7 @@ def products_of_shared(k: int, inputs: int, outputs: int) -> int:
     Raises:
         ValueError: If a number is smaller than one.
     """
-    for name, number in (("k", k), ("inputs", inputs), ("outputs", outputs)):
-        checks.scalar(name, number, low=1)
+    checks.sizes(k=k, inputs=inputs, outputs=outputs)
     return 3 * k**4 * inputs * outputs + k**6
 
 
@@ -195,6 +198,5 @@ def products_of_convolution(k: int, inputs: int, outputs: int, pixels: int) -> i
     Raises:
         ValueError: If a number is smaller than one.
     """
-    for name, number in (("k", k), ("inputs", inputs), ("outputs", outputs), ("pixels", pixels)):
-        checks.scalar(name, number, low=1)
+    checks.sizes(k=k, inputs=inputs, outputs=outputs, pixels=pixels)
     return 3 * k * k * inputs * outputs * pixels

@@ -11,54 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import sympy as sp
 
 from fop_theory import checks
-from fop_theory.hypergradient import m_first_step
+from fop_theory.algebra import identity_beside, inner, root
+from fop_theory.hypergradient import m_first_step, symmetric_product
 
 
 def _pair(G: Any, H: Any, columns: int | None = None) -> tuple[Any, Any]:
     names = ("g", "h") if columns == 1 else ("G", "H")
     G = checks.matrix(names[0], G, shape=(None, columns))
     return G, checks.matrix(names[1], H, shape=G.shape)
-
-
-def inner(G: Any, H: Any) -> Any:
-    """Frobenius inner product, the trace of `G^T H`; for vectors the dot product.
-
-    Args:
-        G: A matrix `[m, n]`.
-        H: Another, `[m, n]`.
-
-    Returns:
-        One number.
-
-    Raises:
-        ValueError: If a shape does not fit or a number is not finite.
-    """
-    G, H = _pair(G, H)
-    return (G.T @ H).trace()
-
-
-def _root(x: Any) -> Any:
-    return sp.sqrt(x) if isinstance(x, sp.Basic) else x**0.5
-
-
-def symmetric_product(G: Any, H: Any) -> Any:
-    """`S = G H^T + H G^T`, the matrix of Eq. (4).
-
-    Args:
-        G: Gradient at step t, `[m, n]`.
-        H: Gradient at step t-1, `[m, n]`.
-
-    Returns:
-        `[m, m]`, symmetric.
-
-    Raises:
-        ValueError: If a shape does not fit or a number is not finite.
-    """
-    G, H = _pair(G, H)
-    return G @ H.T + H @ G.T
 
 
 def multiplier(G: Any, H: Any, rate: Any) -> Any:
@@ -77,10 +39,7 @@ def multiplier(G: Any, H: Any, rate: Any) -> Any:
     """
     S = symmetric_product(G, H)
     rate = checks.scalar("rate", rate)
-    if isinstance(S, np.ndarray):
-        return np.eye(len(S), dtype=int) + rate * S
-    identity = sp.Identity(S.shape[0]) if isinstance(S, sp.MatrixExpr) else sp.eye(S.shape[0])
-    return identity + rate * S
+    return identity_beside(S) + rate * S
 
 
 def factor_after(M: Any, gradients: Sequence[Any], rate: Any) -> Any:
@@ -98,6 +57,7 @@ def factor_after(M: Any, gradients: Sequence[Any], rate: Any) -> Any:
         ValueError: If a shape does not fit or a number is not finite.
     """
     M = checks.matrix("M", M)
+    gradients = [checks.matrix("gradients", g, shape=(M.shape[0], None)) for g in gradients]
     for H, G in itertools.pairwise(gradients):
         M = multiplier(G, H, rate) @ M
     return M
@@ -120,7 +80,7 @@ def eigenvalues(g: Any, h: Any) -> tuple[Any, Any]:
         ValueError: If a shape does not fit or a number is not finite.
     """
     g, h = _pair(g, h, columns=1)
-    dot, size = inner(g, h), _root(inner(g, g) * inner(h, h))
+    dot, size = inner(g, h), root(inner(g, g) * inner(h, h))
     return dot - size, dot + size
 
 
@@ -179,7 +139,7 @@ def negative_part(G: Any, H: Any) -> Any:
         ValueError: If a shape does not fit or a number is not finite.
     """
     G, H = _pair(G, H)
-    size_g, size_h = _root(inner(G, G)), _root(inner(H, H))
+    size_g, size_h = root(inner(G, G)), root(inner(H, H))
     if size_g == 0 or size_h == 0:
         return size_g * size_h
     apart = G / size_g - H / size_h
@@ -247,7 +207,7 @@ def hypergradient_bound(g: Any, h: Any, highest: float, lr: float) -> float:
     g, h = _pair(g, h, columns=1)
     highest = checks.scalar("highest", highest, low=0)
     lr = checks.scalar("lr", lr, low=0)
-    return 2 * lr * _root(inner(g, g) * inner(h, h) * highest)
+    return 2 * lr * root(inner(g, g) * inner(h, h) * highest)
 
 
 def sign_step(M: Any, slope: Any, hyper_lr: Any) -> Any:

@@ -53,10 +53,10 @@ def test_a_mutant_changes_the_code_and_not_the_docstring() -> None:
 
 @pytest.mark.parametrize(
     ("by", "how"),
-    [("-lr * ((G @ H.T + H @ G.T) @ M)", "all tests passed"), ("-lr * undefined_name", "NameError")],
+    [("-lr * (S @ M)", "all tests passed"), ("-lr * undefined_name", "NameError")],
 )  # fmt: skip
 def test_a_mutant_that_changes_nothing_or_crashes_is_not_killed(by, how) -> None:
-    mutant = Mutant("fop_theory.hypergradient.hypergradient", "-lr * ((G @ H.T + H @ G.T) @ M)", by)
+    mutant = Mutant("fop_theory.hypergradient.hypergradient", "-lr * (S @ M)", by)
     tests = ["tests/theory/test_hypergradient.py::test_eq_4_central_differences"]
     killed, said, _ = try_mutant(mutant, tests, str(ROOT))
     assert (killed, said) == (False, how)

@@ -17,12 +17,8 @@ from fop_theory import adam, ledger
 from fop_theory import hypergradient as hg
 from fop_theory import reference as oracle
 from fop_theory.reference import complex_step_gradient
+from tests.helpers import column
 from tests.strategies import factors, gradient_pairs, scales, seeds
-
-
-def column(*entries: int | Fraction) -> np.ndarray:
-    """A column of exact numbers."""
-    return np.array([[Fraction(x)] for x in entries], dtype=object)
 
 
 @st.composite

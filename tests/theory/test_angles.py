@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import math
-import random
 from fractions import Fraction
 
 import mpmath
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import find, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fop_theory import angles, low_rank
+from fop_theory.algebra import inner
+from tests.helpers import counterexample, fractions, not_zero
 from tests.strategies import definite, factors, gradient_pairs, seeds
-
-
-def fractions(rows: list[list]) -> np.ndarray:
-    return np.array([[Fraction(x) for x in row] for row in rows], dtype=object)
-
-
-def whole(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Small whole numbers as fractions, not all of them zero."""
-    entries = rng.integers(-3, 4, np.prod(shape))
-    entries[0] = entries[0] or 1
-    return np.array([Fraction(int(x)) for x in entries], dtype=object).reshape(shape)
-
-
-def counterexample(strategy, breaks):
-    """What hypothesis finds; it raises when there's nothing to find."""
-    return find(strategy, breaks, settings=settings(max_examples=300, database=None), random=random.Random(0))
-
 
 # ---------------------------------------------------------------------------------------
 # Wielandt's bound
@@ -52,7 +36,7 @@ def test_the_bound_is_two_squares() -> None:
     product = ((P - a * eye) * (b * eye - P)).expand().doit()
     assert (product - ((a + b) * P - P * P - a * b * eye)).expand().doit() == sp.ZeroMatrix(m, m)
     # For symmetric P, <G, product G> is `gap`: the three traces it's made of are q, s and r.
-    form = sp.expand(angles.inner(G, product * G).doit().expand().doit())
+    form = sp.expand(inner(G, product * G).doit().expand().doit())
     words = {sp.Trace(G.T * P * G): q, sp.Trace(G.T * P**2 * G): s, sp.Trace(G.T * G): r}
     assert sp.expand(form.subs(words) - gap) == 0
     # (a + b)^2 / (4 a b) with b = kappa a is the inverse square of the bound.
@@ -65,7 +49,7 @@ def test_the_bound_is_two_squares() -> None:
 @given(st.lists(st.fractions(Fraction(1, 50), 50), min_size=1, max_size=6), st.integers(1, 3), seeds)
 def test_the_bound_in_fractions(spectrum: list[Fraction], n: int, seed: int) -> None:
     """For rational eigenvalues `cos^2 >= 4 kappa / (1 + kappa)^2` without rounding, for matrix gradients too."""
-    G = whole(np.random.default_rng(seed), len(spectrum), n)
+    G = not_zero(np.random.default_rng(seed), len(spectrum), n)
     PG = np.array(spectrum, dtype=object)[:, None] * G
     kappa = max(spectrum) / min(spectrum)
     least = 4 * kappa / (1 + kappa) ** 2
@@ -202,10 +186,10 @@ def test_below_90_degrees_in_any_dimension() -> None:
     """`<G, (I + M M^T) G> = |G|^2 + |M^T G|^2`, positive for every M and every gradient that isn't zero."""
     m, n, k = sp.symbols("m n k", integer=True, positive=True)
     G, M = sp.MatrixSymbol("G", m, n), sp.MatrixSymbol("M", m, k)
-    along = angles.inner(G, low_rank.precondition(M, G)).doit().expand().doit()
+    along = inner(G, low_rank.precondition(M, G)).doit().expand().doit()
     assert along == sp.Trace(G.T * G) + sp.Trace(G.T * M * M.T * G)
     # <M^T G, M^T G> is the second trace: a sum of squares.
-    assert angles.inner(M.T * G, M.T * G).doit() == sp.Trace(G.T * M * M.T * G)
+    assert inner(M.T * G, M.T * G).doit() == sp.Trace(G.T * M * M.T * G)
 
 
 @pytest.mark.claim("fig-a1-far-from-orthogonal", shows="under", by="property")
@@ -236,7 +220,7 @@ def test_m_m_transpose_alone_is_below_90_degrees_or_stops() -> None:
     """`<G, M M^T G> = |M^T G|^2`: zero exactly where the step is zero."""
     m, n, k = sp.symbols("m n k", integer=True, positive=True)
     G, M = sp.MatrixSymbol("G", m, n), sp.MatrixSymbol("M", m, k)
-    assert angles.inner(G, M * M.T * G).doit() == angles.inner(M.T * G, M.T * G).doit()
+    assert inner(G, M * M.T * G).doit() == inner(M.T * G, M.T * G).doit()
 
 
 @pytest.mark.claim("ours-product-angle", shows="holds", by="exact")

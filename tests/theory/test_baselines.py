@@ -16,17 +16,8 @@ from fop_theory import hypergradient as hg
 from fop_theory.adam import adam_direction
 from fop_theory.angles import least_cosine, most_turned, squared_cosine
 from fop_theory.reference import complex_step_gradient
+from tests.helpers import column, fractions, symbols
 from tests.strategies import dims, factors, gradient_pairs, scales, seeds
-
-
-def fractions(*rows: tuple[int, ...]) -> np.ndarray:
-    """A matrix of exact numbers."""
-    return np.array([[Fraction(x) for x in row] for row in rows], dtype=object)
-
-
-def symbols(name: str, m: int, n: int) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}", real=True))
-
 
 # ---------------------------------------------------------------------------------------
 # The three hypergradients
@@ -129,7 +120,7 @@ def test_a_diagonal_factor_is_pp_hd_on_the_roots_of_the_rates(pair, lr: float, s
 @pytest.mark.claim("text-abstract-generalizes", shows="fails", by="exact")
 def test_fop_with_one_number_is_not_baydin_s_update() -> None:
     """The same pair of gradients moves the rate 1 to 3/2 by S-HD and to 4 by FOP with a 1 x 1 matrix."""
-    g = h = fractions((1,))
+    g = h = column(1)
     lr, rho = Fraction(1), Fraction(1, 2)
     scalar = 1 - rho * baselines.scalar_hypergradient(g, h, lr)
     factor = g - rho * hg.hypergradient(g, h, g, lr)
@@ -147,7 +138,7 @@ def test_fop_with_one_number_is_not_baydin_s_update() -> None:
 @pytest.mark.claim("text-4-s-hd", shows="fails", by="exact")
 def test_layer_wise_rates_are_not_one_rate() -> None:
     """Two layers whose gradients disagree: Baydin's one rate stays, S-HD's two rates part."""
-    Gs, Hs = [fractions((1,)), fractions((1,))], [fractions((1,)), fractions((-1,))]
+    Gs, Hs = [column(1), column(1)], [column(1), column(-1)]
     assert [baselines.scalar_hypergradient(G, H, 1) for G, H in zip(Gs, Hs, strict=True)] == [-1, 1]
     assert baselines.global_hypergradient(Gs, Hs, 1) == 0
 
@@ -166,7 +157,7 @@ def test_one_rate_for_all_sums_the_layers(pairs, lr: float) -> None:
 
 @pytest.mark.claim("text-4-s-hd", shows="corrected", by="exact")
 def test_with_one_layer_the_two_agree() -> None:
-    G, H = fractions((1, 2), (3, 4)), fractions((5, -6), (7, 8))
+    G, H = fractions([[1, 2], [3, 4]]), fractions([[5, -6], [7, 8]])
     assert baselines.global_hypergradient([G], [H], Fraction(1, 3)) == baselines.scalar_hypergradient(
         G, H, Fraction(1, 3)
     )
@@ -192,7 +183,7 @@ def test_pp_hd_is_a_diagonal_matrix_that_is_learned_itself(m: int, n: int) -> No
 @pytest.mark.claim("text-4-pp-hd-diagonal", shows="fails", by="exact")
 def test_pp_hd_is_not_a_diagonal_m_m_t() -> None:
     """As M M^T the same diagonal moves by the square (1 + 2 rho lr g h)^2 and stays at least zero."""
-    one, G, H = fractions((1,)), fractions((2,)), fractions((-1,))
+    one, G, H = column(1), column(2), column(-1)
     linear = baselines.per_parameter_update(one, G, H, 1, 1)[0, 0]
     square = baselines.diagonal_update(one, G, H, 1, 1)[0, 0]
     assert (linear, square) == (-1, 9)
@@ -201,8 +192,8 @@ def test_pp_hd_is_not_a_diagonal_m_m_t() -> None:
 @pytest.mark.claim("ours-pp-hd-indefinite", shows="holds", by="exact")
 def test_pp_hd_can_ascend() -> None:
     """One step drives a rate below zero; the next step then climbs."""
-    rate = baselines.per_parameter_update(fractions((1,)), fractions((2,)), fractions((-1,)), 1, 1)
-    theta, g = fractions((1,)), fractions((2,))  # J = theta^2, whose slope at 1 is 2
+    rate = baselines.per_parameter_update(column(1), column(2), column(-1), 1, 1)
+    theta, g = column(1), column(2)  # J = theta^2, whose slope at 1 is 2
     after = baselines.per_parameter_step(theta, rate, g, Fraction(1, 4))
     assert rate[0, 0] == -1
     assert after[0, 0] ** 2 > theta[0, 0] ** 2
@@ -228,15 +219,15 @@ def test_a_diagonal_factor_never_goes_negative_and_pp_hd_does_exactly_when(pair,
 
 @pytest.mark.claim("text-3-no-rotation", shows="fails", by="exact")
 def test_a_diagonal_matrix_turns() -> None:
-    g = fractions((1,), (1,))
-    assert squared_cosine(g, fractions((1, 0), (0, 2)) @ g) == Fraction(9, 10)
+    g = column(1, 1)
+    assert squared_cosine(g, fractions([[1, 0], [0, 2]]) @ g) == Fraction(9, 10)
 
 
 @pytest.mark.claim("text-3-no-rotation", shows="fails", by="exact")
 @pytest.mark.parametrize("optimizer", ["Adam", "Adagrad"])
 def test_the_first_step_of_adam_and_adagrad_turns(optimizer: str) -> None:
     """Both take the signs of the gradient (their epsilon 0): (1, 7) becomes (1, 1), cosine 4/5."""
-    g = fractions((1,), (7,))
+    g = column(1, 7)
     u = adam_direction(g, 0 * g, 0 * g, 1) if optimizer == "Adam" else baselines.adagrad_direction([g])
     assert (u == 1).all()
     assert squared_cosine(g, u) == Fraction(16, 25)
@@ -245,8 +236,8 @@ def test_the_first_step_of_adam_and_adagrad_turns(optimizer: str) -> None:
 @pytest.mark.claim("text-3-no-rotation", shows="fails", by="exact")
 def test_adagrad_turns_at_a_later_step() -> None:
     """Gradients (3, 5) and then (4, 12): roots of the summed squares 5 and 13, step (4/5, 12/13)."""
-    g = fractions((4,), (12,))
-    u = baselines.adagrad_direction([fractions((3,), (5,)), g])
+    g = column(4, 12)
+    u = baselines.adagrad_direction([column(3, 5), g])
     assert u.tolist() == [[Fraction(4, 5)], [Fraction(12, 13)]]
     assert squared_cosine(g, u) < 1
 
@@ -314,12 +305,12 @@ def test_a_gaussian_gradient_is_turned_by_37_degrees() -> None:
 @pytest.mark.claim("text-4-isolates-rotation", shows="fails", by="exact")
 def test_the_diagonal_turns_where_the_full_matrix_does_not() -> None:
     """At (1, 1): diag(1, 2), a matrix of PP-HD, turns; [[2, 1], [1, 2]], a matrix of FOP, does not."""
-    g = fractions((1,), (1,))
-    M = fractions((1, 1, 0), (1, 0, 1))
+    g = column(1, 1)
+    M = fractions([[1, 1, 0], [1, 0, 1]])
     P = M @ M.T
     assert P.tolist() == [[2, 1], [1, 2]]
     assert squared_cosine(g, P @ g) == 1
-    assert squared_cosine(g, g * fractions((1,), (2,))) < 1
+    assert squared_cosine(g, g * column(1, 2)) < 1
 
 
 @pytest.mark.claim("text-4-isolates-rotation", shows="fails", by="property")
@@ -338,12 +329,12 @@ def test_at_a_dense_gradient_a_diagonal_can_copy_any_matrix(m: int, seed: int) -
 @pytest.mark.claim("text-3-invertibility", shows="holds", by="exact")
 def test_fop_can_lose_invertibility_in_one_step() -> None:
     """From M = I, gradients g = -h with 2 rho lr |g|^2 = 1: P is singular, and stays so whatever follows."""
-    g, M = fractions((1,), (0,)), fractions((1, 0), (0, 1))
+    g, M = column(1, 0), fractions([[1, 0], [0, 1]])
     lr, rho = Fraction(1), Fraction(1, 2)
     M = M - rho * hg.hypergradient(g, -g, M, lr)
     assert (M[0] == 0).all()
     for seed in range(5):
-        G, H = (fractions(*row) for row in np.random.default_rng(seed).integers(-5, 6, (2, 2, 1)).tolist())
+        G, H = (fractions(row) for row in np.random.default_rng(seed).integers(-5, 6, (2, 2, 1)).tolist())
         M = M - rho * hg.hypergradient(G, H, M, lr)
         P = M @ M.T
         assert P[0, 0] * P[1, 1] - P[0, 1] * P[1, 0] == 0

@@ -12,17 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fop_theory import conservation, objectives, reference, structure
+from fop_theory.algebra import inner
+from fop_theory.hypergradient import m_first_step
+from tests.helpers import symbols
 from tests.strategies import dims, factors, gradient_pairs, scales, seeds
 
 F = Fraction
 
 
-def symbols(name: str, m: int, n: int = 1) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}", real=True))
-
-
 def trace(M: np.ndarray):
-    return structure.inner(M, M)
+    return inner(M, M)
 
 
 # ---------------------------------------------------------------------------------------
@@ -51,8 +50,8 @@ def test_trace_identity_along_a_run_in_fractions() -> None:
         paid, extra = conservation.trace_gain(G, H, factors_[t - 1], lr, rho)
         assert trace(factors_[t]) - trace(factors_[t - 1]) == paid + extra
         step = thetas[t - 1] - thetas[t]
-        assert paid == 4 * rho * structure.inner(G, step)
-        energy = structure.inner(step, curvature * step)
+        assert paid == 4 * rho * inner(G, step)
+        energy = inner(step, curvature * step)
         now = conservation.conserved(factors_[t], bowl.value(thetas[t]), rho)
         before = conservation.conserved(factors_[t - 1], bowl.value(thetas[t - 1]), rho)
         assert now - before == extra - 2 * rho * energy
@@ -80,8 +79,8 @@ def test_what_convexity_gives_on_a_quadratic() -> None:
     H = A.T * A * before
     now = before - lr * M * M.T * H
     paid, _ = conservation.trace_gain(A.T * A * now, H, M, lr, rho)
-    losses = [structure.inner(A * x, A * x) / 2 for x in (before, now)]
-    square = 2 * rho * structure.inner(A * (before - now), A * (before - now))
+    losses = [inner(A * x, A * x) / 2 for x in (before, now)]
+    square = 2 * rho * inner(A * (before - now), A * (before - now))
     assert sp.expand(4 * rho * (losses[0] - losses[1]) - paid - square) == 0
 
 
@@ -152,11 +151,11 @@ def test_homogeneous_identity_by_euler(degree: int) -> None:
     G, H, phi = symbols("g", 2), symbols("h", 2), sp.Matrix([p, q])
     monomials = [p**i * q ** (degree - i) for i in range(degree + 1)]
     P = sp.Matrix(2, 2, lambda i, j: sum((i + 2 * j + s + 1) * x for s, x in enumerate(monomials)))
-    overlap = structure.inner(G, P * H)
+    overlap = inner(G, P * H)
     slope = -lr * sp.Matrix([sp.diff(overlap, x) for x in phi])
     after = phi - rho * slope
     ours = conservation.homogeneous_gain(degree, G, lr * P * H, slope, rho)
-    assert sp.expand(structure.inner(after, after) - structure.inner(phi, phi) - ours) == 0
+    assert sp.expand(inner(after, after) - inner(phi, phi) - ours) == 0
 
 
 # ---------------------------------------------------------------------------------------
@@ -173,8 +172,8 @@ def test_the_flow_conserves_by_components(m: int, n: int, k: int) -> None:
         theta_rate, M_rate = conservation.flow(M, G, rho, identity)
         charge = conservation.conserved(M, loss, rho)
         rate = sum(sp.diff(charge, x) * y for x, y in zip(M, M_rate, strict=True))
-        rate += sp.diff(charge, loss) * structure.inner(G, theta_rate)
-        assert sp.expand(rate + identity * 4 * rho * structure.inner(G, G)) == 0
+        rate += sp.diff(charge, loss) * inner(G, theta_rate)
+        assert sp.expand(rate + identity * 4 * rho * inner(G, G)) == 0
 
 
 def test_the_flow_is_the_limit_of_the_steps() -> None:
@@ -182,7 +181,7 @@ def test_the_flow_is_the_limit_of_the_steps() -> None:
     g, M = symbols("g", 2), symbols("m", 2, 2)
     lr, rho = sp.symbols("epsilon rho")
     theta = symbols("t", 2)
-    theta_after, M_after = structure.m_first_step(theta, M, g, g, lr, rho)
+    theta_after, M_after = m_first_step(theta, M, g, g, lr, rho)
     theta_rate, M_rate = conservation.flow(M, g, rho)
     for after, before, rate in ((theta_after, theta, theta_rate), (M_after, M, M_rate)):
         slope = ((after - before) / lr).applyfunc(lambda x: sp.limit(sp.expand(x), lr, 0))
@@ -244,7 +243,7 @@ def test_the_flow_raises_every_eigenvalue() -> None:
     for i, root in enumerate(roots):
         assert sp.expand(P_rate[i, i] / root**2 - 4 * rho * g[i] ** 2) == 0
     log_det_rate = ((M * M.T).inv() * P_rate).trace()
-    assert sp.expand(log_det_rate - 4 * rho * structure.inner(g, g)) == 0
+    assert sp.expand(log_det_rate - 4 * rho * inner(g, g)) == 0
     # The whole P need not rise: its derivative is indefinite for g = (1, -1, 0), P = diag(1, 4, 1).
     there = P_rate.subs(dict(zip([*roots, *g], [1, 2, 1, 1, -1, 0], strict=True))) / rho
     assert there[:2, :2].det() < 0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fop_theory import hypergradient as hg
 from fop_theory import reference
+from tests.helpers import fractions, same, symbols, whole
 from tests.strategies import definite, dims, factors, gradient_pairs, scales, seeds
 
 # ---------------------------------------------------------------------------------------
@@ -28,10 +29,6 @@ def any_size() -> dict[str, sp.MatrixSymbol]:
     return found | {name: sp.MatrixSymbol(name, m, k) for name in ("M", "D")}
 
 
-def entries(name: str, m: int, n: int) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}"))
-
-
 def quadratic(m: int) -> sp.Matrix:
     """A symmetric matrix of symbols, the Hessian of a quadratic loss."""
     return sp.Matrix(m, m, lambda i, j: sp.Symbol(f"a{min(i, j)}{max(i, j)}"))
@@ -39,19 +36,6 @@ def quadratic(m: int) -> sp.Matrix:
 
 def by_entries(loss: sp.Expr, M: sp.Matrix) -> sp.Matrix:
     return M.applyfunc(lambda entry: sp.diff(loss, entry))
-
-
-def fractions(rows: list[list]) -> np.ndarray:
-    return np.array([[Fraction(x) for x in row] for row in rows], dtype=object)
-
-
-def whole(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Small whole numbers as fractions: sums and products are exact."""
-    return np.array([Fraction(int(x)) for x in rng.integers(-3, 4, np.prod(shape))], dtype=object).reshape(shape)
-
-
-def same(A: np.ndarray, B: np.ndarray) -> bool:
-    return A.shape == B.shape and bool(np.all(A == B))
 
 
 def log_cosh(A: np.ndarray, theta: np.ndarray) -> tuple:
@@ -66,7 +50,7 @@ def log_cosh(A: np.ndarray, theta: np.ndarray) -> tuple:
 @pytest.mark.claim("eq-1", shows="holds", by="symbolic")
 def test_eq_1_is_the_least_of_a_quadratic_model() -> None:
     """The step minimises `<g, d> + d^T P^-1 d / (2 lr)`: steepest descent when lengths are measured by P^-1."""
-    g, lr = entries("g", 3, 1), sp.Symbol("epsilon", positive=True)
+    g, lr = symbols("g", 3, 1), sp.Symbol("epsilon", positive=True)
     L = sp.Matrix(3, 3, lambda i, j: sp.Symbol(f"l{i}{j}", positive=True) if j <= i else 0)
     P, inverse = L * L.T, (L.inv().T * L.inv()).applyfunc(sp.cancel)
     move = hg.preconditioned_step(sp.zeros(3, 1), P, g, lr)
@@ -156,7 +140,7 @@ def test_not_reversed_is_not_descending() -> None:
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (2, 1, 2), (3, 1, 2), (2, 1, 3), (2, 2, 2)])
 def test_eq_3_by_components(m: int, n: int, k: int) -> None:
     """The tensor `m x n x m x k`, entry by entry, and its contraction against the loss differentiated directly."""
-    A, M, theta, lr = quadratic(m), entries("m", m, k), entries("t", m, n), sp.Symbol("epsilon")
+    A, M, theta, lr = quadratic(m), symbols("m", m, k), symbols("t", m, n), sp.Symbol("epsilon")
     H = A * theta
     after = hg.factored_step(theta, M, H, lr)
     tensor = hg.step_jacobian(H, M, lr)
@@ -218,7 +202,7 @@ def test_eq_4_by_the_trace_differential() -> None:
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (2, 1, 1), (2, 2, 3), (3, 1, 2)])
 def test_eq_4_by_components(m: int, n: int, k: int) -> None:
     """For a quadratic loss, differentiate the loss after the step by every entry of M."""
-    A, M, theta, lr = quadratic(m), entries("m", m, k), entries("t", m, n), sp.Symbol("epsilon")
+    A, M, theta, lr = quadratic(m), symbols("m", m, k), symbols("t", m, n), sp.Symbol("epsilon")
     H = A @ theta
     after = hg.factored_step(theta, M, H, lr)
     loss = (after.T @ A @ after).trace() / 2
@@ -462,7 +446,7 @@ def test_the_second_term_of_eq_9_belongs_to_the_product_m_m() -> None:
     derivative = sp.Trace(G.T * hg.product_step(s["theta"], M, H, lr)).diff(M)
     ours = hg.product_hypergradient(G, H, M, lr)
     assert (derivative - ours).doit().expand().doit() == sp.ZeroMatrix(m, m)
-    g, h, N = entries("g", 3, 1), entries("h", 3, 1), entries("m", 3, 3)
+    g, h, N = symbols("g", 3, 1), symbols("h", 3, 1), symbols("m", 3, 3)
     _, second = hg.eq_9_terms_as_printed(g, h, N)
     assert (hg.product_hypergradient(g, h, N, 1) - (second - N.T * g * h.T)).expand() == sp.zeros(3, 3)
 
@@ -526,7 +510,7 @@ def test_both_repairs_descend_the_true_hypergradient(m: int, k: int, seed: int) 
 @pytest.mark.claim("alg-1", shows="corrected", by="symbolic")
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 1), (2, 2)])
 def test_both_repairs_by_components(m: int, k: int) -> None:
-    A, theta, M, N = quadratic(m), entries("t", m, 1), entries("m", m, k), entries("n", m, k)
+    A, theta, M, N = quadratic(m), symbols("t", m, 1), symbols("m", m, k), symbols("n", m, k)
     lr, hyper_lr = sp.symbols("epsilon rho")
     H = A * theta
     after = hg.factored_step(theta, M, H, lr)

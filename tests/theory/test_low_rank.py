@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from fractions import Fraction
 from itertools import combinations, pairwise
 
@@ -11,41 +10,17 @@ import numpy as np
 import pytest
 import scipy.linalg
 import sympy as sp
-from hypothesis import find, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fop_theory import angles, low_rank, reference
 from fop_theory import hypergradient as hg
+from fop_theory.algebra import inner
+from tests.helpers import counterexample, fractions, identity, interval, same, symbols, whole
 from tests.strategies import dims, factors, gradient_pairs, scales, seeds
 
 #: Sizes for exact arithmetic, which costs more an operation.
 small = st.integers(1, 3)
-
-
-def entries(name: str, m: int, n: int) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}"))
-
-
-def fractions(rows: list[list]) -> np.ndarray:
-    return np.array([[Fraction(x) for x in row] for row in rows], dtype=object)
-
-
-def whole(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Small whole numbers as fractions: sums and products are exact."""
-    return np.array([Fraction(int(x)) for x in rng.integers(-3, 4, np.prod(shape))], dtype=object).reshape(shape)
-
-
-def identity(m: int) -> np.ndarray:
-    return np.array([[Fraction(int(i == j)) for j in range(m)] for i in range(m)], dtype=object)
-
-
-def same(A: np.ndarray, B: np.ndarray) -> bool:
-    return A.shape == B.shape and bool(np.all(A == B))
-
-
-def counterexample(strategy, breaks):
-    """What hypothesis finds; it raises when there's nothing to find."""
-    return find(strategy, breaks, settings=settings(max_examples=300, database=None), random=random.Random(0))
 
 
 # ---------------------------------------------------------------------------------------
@@ -99,7 +74,7 @@ def test_eq_23_by_the_oracle_and_its_spectrum(data) -> None:
 def test_the_identity_changes_nothing_in_the_hypergradient(m: int, n: int, k: int) -> None:
     """By components: the loss after the step of Eq. (23), differentiated by every entry of M."""
     A = sp.Matrix(m, m, lambda i, j: sp.Symbol(f"a{min(i, j)}{max(i, j)}"))
-    theta, M, lr = entries("t", m, n), entries("m", m, k), sp.Symbol("epsilon")
+    theta, M, lr = symbols("t", m, n), symbols("m", m, k), sp.Symbol("epsilon")
     H = A * theta
     after = low_rank.low_rank_step(theta, M, H, lr)
     loss = (after.T * A * after).trace() / 2
@@ -209,7 +184,7 @@ def test_m_m_transpose_is_not_a_rotation() -> None:
     """M = (1, 0): g = (1, 1) becomes (1, 0), and (0, 1) becomes zero. A rotation keeps lengths."""
     M, g = fractions([[1], [0]]), fractions([[1], [1]])
     Q = low_rank.preconditioner(M) - identity(2)
-    assert angles.inner(Q @ g, Q @ g) == 1 != angles.inner(g, g)
+    assert inner(Q @ g, Q @ g) == 1 != inner(g, g)
     assert not np.any(Q @ fractions([[0], [1]]))
 
 
@@ -220,7 +195,7 @@ def test_no_m_m_transpose_but_the_identity_keeps_lengths(m: int, k: int, seed: i
     Q = (M := whole(np.random.default_rng(seed), m, k)) @ M.T
     units = list(identity(m).T[:, :, None])
     probes = units + [a + b for a, b in combinations(units, 2)]
-    kept = all(angles.inner(Q @ x, Q @ x) == angles.inner(x, x) for x in probes)
+    kept = all(inner(Q @ x, Q @ x) == inner(x, x) for x in probes)
     assert kept == same(Q, identity(m))
 
 
@@ -251,7 +226,7 @@ def test_how_much_longer_the_step_is_in_any_dimension() -> None:
     m, n, k = sp.symbols("m n k", integer=True, positive=True)
     G, M = sp.MatrixSymbol("G", m, n), sp.MatrixSymbol("M", m, k)
     moved = low_rank.precondition(M, G)
-    gap = angles.inner(moved, moved) - angles.inner(G, G) - low_rank.added_square(M, G)
+    gap = inner(moved, moved) - inner(G, G) - low_rank.added_square(M, G)
     assert sp.expand(gap.doit().expand().doit()) == 0
 
 
@@ -266,10 +241,10 @@ def test_eq_23_only_lengthens_steps(m: int, k: int, n: int, seed: int) -> None:
         column = np.array([Fraction(int(x.p), int(x.q)) for x in null[0]]) if null else np.zeros(m, dtype=int)
         G = np.outer(column, [1] * n) * Fraction(1)
     moved = low_rank.precondition(M, G)
-    added = angles.inner(moved, moved) - angles.inner(G, G)
+    added = inner(moved, moved) - inner(G, G)
     assert added == low_rank.added_square(M, G) >= 0
     assert (added == 0) == (not np.any(M.T @ G)) == same(moved, G)
-    assert angles.inner(G, moved) >= angles.inner(G, G)  # P - I is positive semidefinite.
+    assert inner(G, moved) >= inner(G, G)  # P - I is positive semidefinite.
 
 
 @pytest.mark.claim("ours-only-lengthens", shows="holds", by="property")
@@ -293,9 +268,9 @@ def test_no_m_repairs_a_learning_rate_beyond_two_over_l(m: int, k: int, seed: in
     L, theta = Fraction(int(rng.integers(1, 9)), 4), whole(rng, m, 1)
     lr = (2 + Fraction(int(rng.integers(1, 9)), 8)) / L
     for _ in range(4):
-        before = angles.inner(theta, theta)
+        before = inner(theta, theta)
         theta = low_rank.low_rank_step(theta, whole(rng, m, k), L * theta, lr)
-        assert angles.inner(theta, theta) >= (lr * L - 1) ** 2 * before
+        assert inner(theta, theta) >= (lr * L - 1) ** 2 * before
     assert lr * L - 1 > 1
 
 
@@ -334,7 +309,7 @@ def test_the_moments_of_the_untrained_factor() -> None:
     """All shapes up to 3 x 3, by expanding the polynomials; both moments have degree two at most in m and in k."""
     sigma = sp.Symbol("sigma")
     for m, k in np.ndindex(3, 3):
-        Z = entries("z", m + 1, k + 1)
+        Z = symbols("z", m + 1, k + 1)
         product = sigma**2 * Z * Z.T
         names = sorted(Z.free_symbols, key=str)
         first = gaussian_mean(product.trace(), names)
@@ -356,18 +331,12 @@ def distances(m: int, k: int, sigma: float, draws: int, seed: int) -> np.ndarray
     return np.array([np.linalg.norm(low_rank.untrained(rng, m, k, sigma), 2) ** 2 for _ in range(draws)])
 
 
-def interval(sample: np.ndarray) -> tuple[float, float]:
-    """99.9 % interval of the mean."""
-    half = 3.29 * sample.std(ddof=1) / math.sqrt(len(sample))
-    return sample.mean() - half, sample.mean() + half
-
-
 @pytest.mark.claim("text-a4-close-to-identity", shows="under", by="numeric")
 @pytest.mark.parametrize(("m", "k"), [(100, 100), (100, 4), (784, 1), (784, 25), (10, 100)])
 def test_how_far_from_the_identity_it_starts(m: int, k: int) -> None:
     """Between `sigma^2 max(m, k)` and `sigma^2 ((sqrt m + sqrt k)^2 + 1)` on average, at every rank."""
     sigma = 0.01
-    low, high = interval(distances(m, k, sigma, 40, 1))
+    low, high = interval(distances(m, k, sigma, 40, 1), 0.999)
     assert sigma**2 * max(m, k) <= high  # With one column this is the mean itself.
     assert low <= low_rank.largest_mean_distance(m, k, sigma)
     assert high - low < 0.2 * low
@@ -421,14 +390,14 @@ def untrained_angles(m: int, k: int, sigma: float, draws: int, seed: int) -> tup
 )
 def test_the_angle_of_an_untrained_factor(m: int, k: int, sigma: float, degrees: float, gain: float) -> None:
     turned, gains = untrained_angles(m, k, sigma, 400, 3)
-    low, high = interval(turned)
+    low, high = interval(turned, 0.999)
     predicted = math.degrees(math.atan(low_rank.typical_tangent(m, k, sigma)))
     # A root mean square is predicted: the mean length of k (or m - 1) normal numbers is shorter, by a share 1/(4k).
     slack = 1 / (2 * min(m, k))
     assert low * (1 - slack) <= predicted <= high * (1 + slack)
     assert abs(predicted - degrees) < 0.1
     assert abs(low_rank.typical_gain(m, k, sigma) - gain) < 0.005 * gain
-    bottom, top = interval(gains**2)
+    bottom, top = interval(gains**2, 0.999)
     assert bottom <= low_rank.typical_gain(m, k, sigma) ** 2 <= top
     assert turned.std() < 5
 
@@ -476,7 +445,7 @@ def test_near_the_identity_it_departs() -> None:
     """A small M that sees the gradient: nearly gradient descent at first, and P moves away step by step."""
     A, theta, M = fractions([[1, 0], [0, 2]]), fractions([[4], [3]]), fractions([[Fraction(1, 50)], [Fraction(1, 70)]])
     states = along_eq_23(theta, M, A, Fraction(1, 20), Fraction(1, 4), 5)
-    sizes = [angles.inner(M, M) for _, M in states]
+    sizes = [inner(M, M) for _, M in states]
     assert sizes[0] < Fraction(1, 1000)
     assert all(before < after for before, after in pairwise(sizes))
     assert sizes[-1] > 2 * sizes[0]

@@ -15,18 +15,10 @@ from fop_theory import hypergradient as hg
 from fop_theory import momentum
 from fop_theory import reference as oracle
 from fop_theory.reference import complex_step_gradient
+from tests.helpers import column, symbols
 from tests.strategies import factors, gradient_pairs, scales, seeds
 
 decays = st.floats(0, 0.99)
-
-
-def symbols(name: str, m: int, n: int) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}", real=True))
-
-
-def number(x: int | Fraction) -> np.ndarray:
-    """An exact 1 x 1 matrix."""
-    return np.array([[Fraction(x)]], dtype=object)
 
 
 def unrolled(gradients, factors_, v, decay):
@@ -72,7 +64,7 @@ def test_eq_5_is_the_oracle_s_velocity(data) -> None:
 @pytest.mark.claim("eq-6", shows="fails", by="exact")
 def test_eq_6_as_printed_has_no_learning_rate() -> None:
     """J = theta, M = 1, alpha = 0, epsilon = 1/10: Eq. (2) and Eq. (7) step by 1/10, printed (5) and (6) by 1."""
-    zero, one, lr = number(0), number(1), Fraction(1, 10)
+    zero, one, lr = column(0), column(1), Fraction(1, 10)
     v = momentum.velocity(zero, one, one, 0)
     printed = momentum.velocity_step_as_printed(zero, v)
     assert printed[0, 0] == -1
@@ -348,7 +340,7 @@ def test_coupled_weight_decay_central_differences(data) -> None:
 @pytest.mark.claim("ours-weight-decay-coupled", shows="holds", by="exact")
 def test_what_leaving_out_the_decay_costs() -> None:
     """With Eq. (4) and H alone, `-lr w (G theta^T + theta G^T) M` is missing; here it is the whole of it."""
-    theta, one, zero, lr, w = number(3), number(1), number(0), Fraction(1, 2), Fraction(1, 10)
+    theta, one, zero, lr, w = column(3), column(1), column(0), Fraction(1, 2), Fraction(1, 10)
     assert hg.hypergradient(one, zero, one, lr) == 0
     assert momentum.coupled_decay_hypergradient(one, zero, theta, one, lr, w) == -2 * lr * w * 3
 

@@ -11,23 +11,14 @@ import pytest
 import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t as student
 
+from fop_theory import hypergradient as hg
 from fop_theory import noise, structure
 from fop_theory.ledger import WITNESSES
+from tests.helpers import fractions, interval
 from tests.strategies import definite, seeds
 
 F = Fraction
-
-
-def fractions(rows: list) -> np.ndarray:
-    return np.array([[F(x) for x in row] for row in rows], dtype=object)
-
-
-def interval(samples: np.ndarray, confidence: float = 0.9999) -> tuple[float, float]:
-    """Student's confidence interval of the mean. The seeds are fixed: it's wrong never, or always."""
-    half = student.ppf((1 + confidence) / 2, len(samples) - 1) * samples.std(ddof=1) / np.sqrt(len(samples))
-    return samples.mean() - half, samples.mean() + half
 
 
 # ---------------------------------------------------------------------------------------
@@ -152,7 +143,7 @@ def test_the_simulated_determinant_is_that_of_the_product() -> None:
 def test_growth_of_a_volume_to_second_order(n: int) -> None:
     """`log vol(A U)` for the first k axes U, expanded to a^2 and averaged: the sum of the first k exponents."""
     g, h = sp.symbols(f"g:{n}"), sp.symbols(f"h:{n}")
-    S = structure.symmetric_product(sp.Matrix(g), sp.Matrix(h))
+    S = hg.symmetric_product(sp.Matrix(g), sp.Matrix(h))
     for k in range(1, n + 1):
         U = sp.eye(n)[:, :k]
         # log det(I + X) / 2 with X = 2 a U^T S U + a^2 U^T S^2 U is tr X / 2 - tr X^2 / 4 + ...

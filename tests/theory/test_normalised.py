@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from fractions import Fraction
 from itertools import pairwise, product
 
@@ -11,39 +10,17 @@ import mpmath
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import find, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fop_theory import angles, normalised, reference
 from fop_theory import hypergradient as hg
+from fop_theory.algebra import inner
+from tests.helpers import counterexample, fractions, not_zero, same, symbols
 from tests.strategies import factors, gradient_pairs, scales, seeds
 
 #: Sizes for exact arithmetic, which costs more an operation.
 small = st.integers(1, 3)
-
-
-def entries(name: str, m: int, n: int) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}", real=True))
-
-
-def fractions(rows: list[list]) -> np.ndarray:
-    return np.array([[Fraction(x) for x in row] for row in rows], dtype=object)
-
-
-def whole(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Small whole numbers as fractions, the first of them not zero."""
-    numbers = rng.integers(-3, 4, np.prod(shape))
-    numbers[0] = numbers[0] or 1
-    return np.array([Fraction(int(x)) for x in numbers], dtype=object).reshape(shape)
-
-
-def same(A: np.ndarray, B: np.ndarray) -> bool:
-    return A.shape == B.shape and bool(np.all(A == B))
-
-
-def counterexample(strategy, breaks):
-    """What hypothesis finds; it raises when there's nothing to find."""
-    return find(strategy, breaks, settings=settings(max_examples=300, database=None), random=random.Random(0))
 
 
 def factors_of(matrix: sp.MatrixExpr) -> list[sp.MatrixExpr]:
@@ -98,7 +75,7 @@ ONE_AND_SEVEN = fractions([[1, 0, 0, 0, 0], [0, 2, 1, 1, 1]])
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 1), (2, 2), (3, 1)])
 def test_eq_11_by_components(m: int, k: int) -> None:
     """Symbols: the preconditioner has norm sqrt(m); the step is Eq. (1) with it; the size of M doesn't matter."""
-    M, G, theta = entries("m", m, k), entries("g", m, 1), entries("t", m, 1)
+    M, G, theta = symbols("m", m, k), symbols("g", m, 1), symbols("t", m, 1)
     lr, c = sp.symbols("epsilon c", positive=True)
     P = M * M.T
     hat = normalised.normalised_preconditioner(M)
@@ -128,7 +105,7 @@ def test_eq_11_needs_a_factor_that_is_not_zero() -> None:
     with pytest.raises(ValueError, match="M: expected a factor that is not zero"):
         normalised.normalised_step(np.ones((2, 1)), np.zeros((2, 1)), np.ones((2, 1)), 1.0)
     # M M^T is zero only where M is: its trace is the sum of the squares of M.
-    M = entries("m", 3, 2)
+    M = symbols("m", 3, 2)
     assert sp.expand((M * M.T).trace() - sum(x**2 for x in M)) == 0
 
 
@@ -137,11 +114,11 @@ def test_the_norm_of_the_identity() -> None:
     """Frobenius's is sqrt(n), in any dimension; the spectral norm of Section 6 would give one."""
     for n in range(1, 60):
         eye = np.array([[Fraction(int(i == j)) for j in range(n)] for i in range(n)], dtype=object)
-        assert angles.inner(eye, eye) == n
+        assert inner(eye, eye) == n
         if n <= 3:
             assert max(sp.eye(n).singular_values()) == 1
     n = sp.Symbol("n", integer=True, positive=True)
-    assert angles.inner(sp.Identity(n), sp.Identity(n)).doit() == n
+    assert inner(sp.Identity(n), sp.Identity(n)).doit() == n
 
 
 # ---------------------------------------------------------------------------------------
@@ -185,7 +162,7 @@ def test_the_mean_square_matches_in_any_dimension() -> None:
     plain = sp.Trace(s * sp.Identity(n)).doit()
     gain = normalised.mean_squared_gain(P)
     assert sp.simplify(moved / plain - gain).doit() == 0
-    M = entries("m", 2, 2)
+    M = symbols("m", 2, 2)
     assert sp.simplify(normalised.mean_squared_gain(normalised.normalised_preconditioner(M))) == 1
 
 
@@ -193,7 +170,7 @@ def test_the_mean_square_matches_in_any_dimension() -> None:
 @given(small, small, seeds)
 def test_the_mean_square_matches_over_all_signs(m: int, k: int, seed: int) -> None:
     """All 2^m gradients of entries +-1, one of the isotropic laws: their mean squared gain is one, in fractions."""
-    M = whole(np.random.default_rng(seed), m, k)
+    M = not_zero(np.random.default_rng(seed), m, k)
     gains = []
     for signs in product((-1, 1), repeat=m):
         step = normalised.normalised_step(fractions([[0]] * m), M, fractions([[s] for s in signs]), 1)
@@ -268,7 +245,7 @@ def test_the_hypergradient_in_any_dimension() -> None:
     X = M + t * D
     square = in_traces(sp.Trace(X * X.T * X * X.T))
     loss = -lr * sp.sqrt(m) * in_traces(sp.Trace(G.T * X * X.T * H)) / sp.sqrt(square)
-    ours = in_traces(angles.inner(D, normalised.normalised_hypergradient(G, H, M, lr)))
+    ours = in_traces(inner(D, normalised.normalised_hypergradient(G, H, M, lr)))
     assert sp.simplify(sp.diff(loss, t).subs(t, 0) - ours) == 0
 
 
@@ -341,9 +318,9 @@ def test_it_is_orthogonal_to_m_in_any_dimension() -> None:
     m, M, D, G, H = any_size()
     lr, c = sp.symbols("epsilon c", positive=True)
     slope = normalised.normalised_hypergradient(G, H, M, lr)
-    assert sp.simplify(in_traces(angles.inner(slope, M))) == 0
+    assert sp.simplify(in_traces(inner(slope, M))) == 0
     scaled = normalised.normalised_hypergradient(G, H, c * M, lr)
-    assert sp.simplify(in_traces(angles.inner(D, scaled)) * c - in_traces(angles.inner(D, slope))) == 0
+    assert sp.simplify(in_traces(inner(D, scaled)) * c - in_traces(inner(D, slope))) == 0
     assert m.is_positive
 
 
@@ -372,7 +349,7 @@ def test_line_7_is_another_vector() -> None:
     paper, true = hg.hypergradient(g, g, M, 1), normalised.normalised_hypergradient(g, g, M, 1)
     assert same(paper, fractions([[-2, 0], [0, 0]]))
     assert same(true, fractions([[-1, 0], [0, 1]]))
-    assert angles.inner(true, M) == 0 > angles.inner(paper, M)
+    assert inner(true, M) == 0 > inner(paper, M)
 
 
 @pytest.mark.claim("ours-norm-not-algorithm-1", shows="holds", by="exact")
@@ -382,13 +359,13 @@ def test_line_7_can_raise_the_loss_of_a_layer() -> None:
     G = fractions([[Fraction(1, 2), 0], [0, 1]])
     true, paper = normalised.normalised_hypergradient(G, H, M, 1), hg.hypergradient(G, H, M, 1)
     # Both slopes carry the factor sqrt(2)/sqrt(17); its sign is all that matters here.
-    assert sp.sympify(angles.inner(true, paper)) < 0
+    assert sp.sympify(inner(true, paper)) < 0
 
     def squared_progress(M: np.ndarray) -> Fraction:
         """`<G, P H>^2 / |P|^2`: the square of what the step takes off a linear loss, which it lowers."""
         P = M @ M.T
-        assert angles.inner(G, P @ H) > 0
-        return angles.inner(G, P @ H) ** 2 / angles.inner(P, P)
+        assert inner(G, P @ H) > 0
+        return inner(G, P @ H) ** 2 / inner(P, P)
 
     for power in range(8):
         assert squared_progress(M - Fraction(1, 2**power) * paper) < squared_progress(M)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fop_theory import objectives
+from tests.helpers import column
 from tests.strategies import pl_problems, seeds
 
 TOYS = [
@@ -53,10 +54,6 @@ def test_toys_refuse_bad_points(toy) -> None:
         toy(sp.Matrix([1, 2, 3]))
     with pytest.raises(ValueError, match="x: expected numbers"):
         toy(np.array([np.nan, 1]))
-
-
-def exact(*entries) -> np.ndarray:
-    return np.array([[Fraction(x)] for x in entries], dtype=object)
 
 
 @given(pl_problems())
@@ -114,9 +111,9 @@ def test_constants_of_x2_plus_3_sin2() -> None:
 
 def test_huber_is_exact_and_lipschitz() -> None:
     huber = objectives.huber(2)
-    theta = exact(Fraction(1, 2), -3)
+    theta = column(Fraction(1, 2), -3)
     assert huber.value(theta) == Fraction(1, 8) + Fraction(5, 2)
-    assert (huber.gradient(theta) == exact(Fraction(1, 2), -1)).all()
+    assert (huber.gradient(theta) == column(Fraction(1, 2), -1)).all()
     assert huber.pl is None
     assert objectives.huber().slope == 1
 

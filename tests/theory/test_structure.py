@@ -13,20 +13,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fop_theory import objectives, structure
-from fop_theory.hypergradient import hypergradient
+from fop_theory.algebra import inner
+from fop_theory.hypergradient import hypergradient, m_first_step, symmetric_product
 from fop_theory.reference import Adam, Moments
+from tests.helpers import fractions, symbols
 from tests.strategies import definite, dims, factors, gradient_pairs, scales, seeds
 
 F = Fraction
 TURN = [[F(3, 5), F(-4, 5)], [F(4, 5), F(3, 5)]]
-
-
-def fractions(rows: list) -> np.ndarray:
-    return np.array([[F(x) for x in row] for row in rows], dtype=object)
-
-
-def symbols(name: str, m: int, n: int = 1) -> sp.Matrix:
-    return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}", real=True))
 
 
 @st.composite
@@ -67,7 +61,7 @@ def test_spectrum_against_lapack(pair) -> None:
     size = np.linalg.norm(g) * np.linalg.norm(h) + 1e-300
     low, high = structure.eigenvalues(g, h)
     ours = np.sort([low, high] + [0.0] * (len(g) - 2)) if len(g) > 1 else np.array([low + high])
-    found = np.linalg.eigvalsh(structure.symmetric_product(g, h) / size)
+    found = np.linalg.eigvalsh(symmetric_product(g, h) / size)
     np.testing.assert_allclose(found, ours / size, atol=1e-13)
     assert low <= 1e-15 * size
     assert high >= -1e-15 * size
@@ -99,7 +93,7 @@ def test_determinant_in_any_dimension() -> None:
     gg, hh, gh, a = sp.symbols("gg hh gh a")
     small = sp.eye(2) + a * sp.Matrix([[gh, hh], [gg, gh]])
     g, h = symbols("g", 3), symbols("h", 3)
-    products = {gg: structure.inner(g, g), hh: structure.inner(h, h), gh: structure.inner(g, h)}
+    products = {gg: inner(g, g), hh: inner(h, h), gh: inner(g, h)}
     assert sp.expand(small.det().subs(products) - structure.determinant_law(g, h, a)) == 0
 
 
@@ -229,8 +223,8 @@ def test_definiteness_as_a_property(update, data) -> None:
 def test_the_negative_part_is_below_half_the_squared_change() -> None:
     """`s = |g - h|^2 / 2 - (|g| - |h|)^2 / 2`, so s is at most the first term."""
     g, h = symbols("g", 3), symbols("h", 3)
-    change = structure.inner(g - h, g - h)
-    norms = [sp.sqrt(structure.inner(x, x)) for x in (g, h)]
+    change = inner(g - h, g - h)
+    norms = [sp.sqrt(inner(x, x)) for x in (g, h)]
     gap = structure.negative_part(g, h) - change / 2 + (norms[0] - norms[1]) ** 2 / 2
     assert sp.simplify(sp.expand(gap)) == 0
 
@@ -259,7 +253,7 @@ def test_the_negative_part_bounds_the_lowest_eigenvalue(pair) -> None:
     G, H = pair
     size = np.linalg.norm(G) * np.linalg.norm(H)
     s = structure.negative_part(G, H)
-    assert np.linalg.eigvalsh(structure.symmetric_product(G, H))[0] >= -s - 1e-13 * size
+    assert np.linalg.eigvalsh(symmetric_product(G, H))[0] >= -s - 1e-13 * size
     assert s <= np.sum((G - H) ** 2) / 2 + 1e-13 * (np.sum(G * G) + np.sum(H * H))
 
 
@@ -327,7 +321,7 @@ def test_norm_of_the_hypergradient_by_components(m: int, k: int) -> None:
     g, h, M, lr = symbols("g", m), symbols("h", m), symbols("m", m, k), sp.Symbol("epsilon")
     slope = hypergradient(g, h, M, lr)
     ours = structure.squared_hypergradient_norm(g, h, M * M.T, lr)
-    assert sp.expand(structure.inner(slope, slope) - ours) == 0
+    assert sp.expand(inner(slope, slope) - ours) == 0
 
 
 @pytest.mark.claim("ours-hypergradient-norm", shows="holds", by="property")
@@ -347,7 +341,7 @@ def test_norm_of_the_hypergradient_and_its_bound(data) -> None:
         structure.hypergradient_bound(2 * top, top, highest, lr), rel=1e-10
     )
     # Norms of S itself.
-    S = structure.symmetric_product(g, h)
+    S = symmetric_product(g, h)
     product, dot = np.linalg.norm(g) * np.linalg.norm(h), np.sum(g * h)
     assert np.linalg.norm(S, 2) == pytest.approx(product + abs(dot), rel=1e-12, abs=1e-300)
     assert np.linalg.norm(S) == pytest.approx(np.sqrt(2 * product**2 + 2 * dot**2), rel=1e-12, abs=1e-300)
@@ -487,8 +481,8 @@ def test_scale_of_the_two_updates() -> None:
     """One step of each kind, with symbols: c leaves both, whatever the factor."""
     g, h, M = symbols("g", 2), symbols("h", 2), symbols("m", 2, 2)
     c, lr, rho = sp.symbols("c epsilon rho", positive=True)
-    plain = structure.m_first_step(h, M, g, h, lr, rho)
-    scaled = structure.m_first_step(h, M, c * g, c * h, lr / c, rho / c)
+    plain = m_first_step(h, M, g, h, lr, rho)
+    scaled = m_first_step(h, M, c * g, c * h, lr / c, rho / c)
     for one, other in zip(plain, scaled, strict=True):
         assert (one - other).expand() == sp.zeros(*one.shape)
 
