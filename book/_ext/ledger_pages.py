@@ -5,7 +5,8 @@ evidence of a test run (`fop_theory.ledger`); the directives below print them. A
 read again when what it shows of a claim has changed, and the build fails while a row's
 evidence does not give the verdict that the row expects.
 
-- `{paper-says} id …`: the paper's words (of a row of ours: our statement), and the target `paper-<id>`.
+- `{paper-says} id …`: the paper's words (of a row of ours: our statement), and the target `paper-<id>`;
+  neighbours with the same quotation share it.
 - `{verdict} id`: the verdict, the evidence, and a body of ours.
 - {claim}`id`: a small link to the claim's row.
 - `{ledger-table}`, `{ledger-table} ours`, `{ledger-counts}`, `{ledger-graph}`, `{ledger-fallen}`, `{ledger-verdicts}`:
@@ -424,18 +425,30 @@ class PaperSays(LedgerDirective):
         """What the paper says, or what this book states: never in the same box."""
         kicker, kind = ("Paper says", "paper-says") if origin == "paper" else ("This book states", "book-states")
         box = el("aside", classes=f"says {kind}", aria_label=kicker)
-        for name in names:
-            claim = self.book.rows[name].claim
-            self.env.get_domain("ledger").note_paper(name, self.env.docname)
-            head = el("p", el("span", kicker, classes="kicker"), el("span", place(claim), classes="place"))
-            head["classes"].append("says-head")
-            part = el("div", head, classes="says-part", ids=f"paper-{name}")
-            if claim.quote:
-                part += el("p", "“", *inline(claim.quote), "”", classes="paper-quote")
-            if claim.statement != claim.quote:
-                part += statement(claim)
-            box += part
+        claims = [self.book.rows[name].claim for name in names]
+        for _, same in groupby(claims, lambda claim: claim.quote or claim.id):
+            box += self.part(kicker, list(same))
         return box
+
+    def part(self, kicker: str, claims: list[Claim]) -> nodes.Node:
+        """One quotation, printed once, and every statement that we read in it."""
+        where = " · ".join(dict.fromkeys(place(claim) for claim in claims))
+        head = el("p", el("span", kicker, classes="kicker"), el("span", where, classes="place"), classes="says-head")
+        part, quote = el("div", head, classes="says-part"), claims[0].quote
+        if quote:
+            part += el("p", "“", *inline(quote), "”", classes="paper-quote")
+        for claim in claims:
+            self.env.get_domain("ledger").note_paper(claim.id, self.env.docname)
+        if len(claims) == 1:
+            part["ids"].append(f"paper-{claims[0].id}")
+            part += [statement(claim) for claim in claims if claim.statement != quote]
+        elif any(_is_formula(claim) for claim in claims):
+            part += [el("div", statement(claim), ids=f"paper-{claim.id}") for claim in claims]
+        else:
+            read = (el("li", *inline(claim.statement), ids=f"paper-{claim.id}") for claim in claims)
+            part += el("p", el("span", "Judged as", classes="reading"), classes="says-statement")
+            part += el("ul", *read, classes="says-readings")
+        return part
 
 
 class Verdict(LedgerDirective):

@@ -53,10 +53,15 @@ ROWS: list[dict[str, Any]] = [
     {
         "id": "fig-1-steps", "place": "Figure 1, left", "section": "Figure 1", "kind": "number", "unit": "steps",
         "statement": "It takes 832 steps.", "value": 832, "expected": "reproduced", **JUDGED,
+        "quote": "it takes 832 steps, Adam 6,221",
     },
     {
         "id": "text-later", "place": "Section 4", "section": "4", "kind": "sentence", "expected": "open",
         "statement": "It learns faster.", "plan": "the MNIST study",
+    },
+    {
+        "id": "fig-1-adam", "place": "Figure 1, left", "section": "Figure 1", "kind": "number", "expected": "open",
+        "statement": "Adam takes $6221$ steps.", "quote": "it takes 832 steps, Adam 6,221", "plan": "the toy study",
     },
     {
         "id": "ours-rate", "place": "Corrected Theorem 2", "section": "A.3", "kind": "theorem", "origin": "ours",
@@ -79,7 +84,7 @@ It starts from [](#paper-eq-2) and goes on to [the gradient](#paper-eq-4).
 ```{verdict} eq-4
 Here the *index* matters.
 ```
-```{paper-says} eq-2 text-matches text-descends fig-1-steps ours-rate
+```{paper-says} eq-2 text-matches text-descends fig-1-steps fig-1-adam ours-rate
 ```
 ```{verdict} text-matches
 ```
@@ -206,6 +211,19 @@ def test_the_paper_stands_apart_with_its_own_numbers(book) -> None:
     assert text(ours).startswith("This book states")
 
 
+def test_neighbours_share_a_quotation(book) -> None:
+    """It is printed once, with a target for each of the statements that are read in it."""
+    page = book.page("theory/step")
+    steps, adam = page.find(id="paper-fig-1-steps"), page.find(id="paper-fig-1-adam")
+    part = steps.find_parent(class_="says-part")
+    assert adam.find_parent(class_="says-part") is part
+    assert text(part).startswith("Paper says Figure 1, left “it takes 832 steps, Adam 6,221” Judged as It takes 832")
+    assert text(part).count("Adam 6,221") == text(part).count("Figure 1, left") == 1
+    assert steps.get_text() == "It takes 832 steps."
+    assert adam.find(class_="math") is not None
+    assert "says-part" in page.find(id="paper-text-descends")["class"], "without a quotation it stands alone"
+
+
 def test_the_verdict_is_what_the_evidence_gives(book) -> None:
     page = book.page("theory/step")
     eq_4, norm, steps = page.find_all("aside", class_="verdict")
@@ -264,8 +282,8 @@ def test_the_ledger_counts_the_papers_claims_and_ours_apart(book) -> None:
     paper, ours = page.find_all(class_="ledger")
     assert [row["id"] for row in ours.find_all(class_="ledger-row")] == ["claim-ours-rate"]
     chips = {chip["data-verdict"]: int(chip.b.string) for chip in paper.find_all("button", class_="badge")}
-    assert chips == {"verified": 1, "verified-under": 1, "corrected": 1, "refuted": 1, "reproduced": 1, "open": 1}
-    assert "5 of the paper’s 6 claims are judged" in text(book.page("index").find(class_="ledger-counts"))
+    assert chips == {"verified": 1, "verified-under": 1, "corrected": 1, "refuted": 1, "reproduced": 1, "open": 2}
+    assert "5 of the paper’s 7 claims are judged" in text(book.page("index").find(class_="ledger-counts"))
 
 
 def test_ledger_json_is_the_whole_ledger(book) -> None:
@@ -361,7 +379,7 @@ def test_rows_can_be_found(book, tab) -> None:
     assert shown(tab) == everything
     tab.click("#verdict-corrected")
     assert shown(tab) == ["claim-eq-4"]
-    assert tab.inner_text(".ledger-shown") == "1 of 6 claims"
+    assert tab.inner_text(".ledger-shown") == "1 of 7 claims"
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
     assert shown(tab) == ["claim-eq-4", "claim-text-matches"]
@@ -373,7 +391,7 @@ def test_rows_can_be_found(book, tab) -> None:
     assert shown(tab) == ["claim-text-matches", "claim-text-descends"]
     tab.click(".ledger-clear")
     tab.select_option("[data-filter=sort]", "verdict")
-    order = [tab.get_attribute(f"#{name}", "data-verdict") for name in shown(tab)[:6]]
+    order = [tab.get_attribute(f"#{name}", "data-verdict") for name in shown(tab)[:7]]
     assert order == sorted(order, key=list(ledger.VERDICTS).index)
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
