@@ -93,7 +93,8 @@ class _Watch:
         running = self.counts < 0
         self.ends[:, running] = here[:, running]
         self.counts[running & (loss.detach().numpy() < THRESHOLD)] = step
-        return bool((self.counts >= 0).all())
+        # A run that has left the numbers does not come back.
+        return bool(((self.counts >= 0) | ~np.isfinite(here).all(axis=0)).all())
 
     def result(self) -> Run:
         points = None if self.points is None else np.stack(self.points)
@@ -250,7 +251,7 @@ def _points(run: Run, column: int) -> np.ndarray:
 
 
 def fewest_steps(
-    surface: Surface, optimizer: Callable[..., torch.optim.Optimizer], lrs: np.ndarray, limit: int = 400
+    surface: Surface, optimizer: Callable[..., torch.optim.Optimizer], lrs: np.ndarray, limit: int = 200
 ) -> tuple[int, float]:
     """The smallest count over constant learning rates, and the rate that gives it."""
     counts = [int(descend(surface, optimizer, lr=float(lr), limit=limit).counts[0]) for lr in lrs]
@@ -258,7 +259,7 @@ def fewest_steps(
 
 
 def fewest_fop_steps(
-    surface: Surface, lrs: np.ndarray, hyper_lrs: np.ndarray, limit: int = 400, **options: Any
+    surface: Surface, lrs: np.ndarray, hyper_lrs: np.ndarray, limit: int = 200, **options: Any
 ) -> tuple[int, float, float]:
     """The smallest count over a grid of both rates, and the two rates that give it."""
     grid_lr, grid_hyper = (axis.ravel() for axis in np.meshgrid(lrs, hyper_lrs))
