@@ -17,6 +17,8 @@ CHAPTERS = sorted(path for folder in ("theory", "experiments") for path in (BOOK
 PAGES = sorted(path for path in BOOK.rglob("*.md") if "results" not in path.parts and "_build" not in path.parts)
 #: Options of a page that would let a failed cell pass, or keep cells from running.
 FORBIDDEN = ("raises-exception", "skip-execution", "allow_errors", "execution_mode", "execution_excludepatterns")
+#: Columns of code that a page shows without scrolling, at the width of a laptop's screen.
+WIDEST = 88
 
 
 def notebook(path: Path):
@@ -50,6 +52,15 @@ def test_cells_are_few_and_short(chapter) -> None:
     assert 1 <= len(lines) <= 20
     assert max(lines) <= 30
     assert median(lines) <= 12
+
+
+@every_chapter
+def test_lines_of_code_fit_their_box(chapter) -> None:
+    """A longer line is cut off on the page, and must be scrolled to be read."""
+    text = chapter.read_text(encoding="utf-8").splitlines()
+    wide = [line for cell in code_cells(chapter) for line in cell.source.splitlines() if len(line) > WIDEST]
+    where = [f"{chapter.name}:{text.index(line) + 1}: {len(line)} columns: {line}" for line in wide]
+    assert not where, f"break what is wider than {WIDEST} columns:\n" + "\n".join(where)
 
 
 @every_chapter
