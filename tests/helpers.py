@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -42,6 +43,23 @@ def not_zero(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def same(A: np.ndarray, B: np.ndarray) -> bool:
     return A.shape == B.shape and bool(np.all(A == B))
+
+
+class Counted(Fraction):
+    """A number that counts the multiplications in which it takes part."""
+
+    products = 0
+
+    def __mul__(self, other: Fraction) -> Counted:
+        Counted.products += 1
+        return Counted(super().__mul__(other))
+
+    def __add__(self, other: Fraction) -> Counted:
+        return Counted(super().__add__(other))
+
+
+def counted(*shape: int) -> np.ndarray:
+    return np.array([Counted(1) for _ in range(math.prod(shape))], dtype=object).reshape(shape)
 
 
 def symbols(name: str, m: int, n: int = 1) -> sp.Matrix:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fop_theory import angles, low_rank, reference
 from fop_theory import hypergradient as hg
 from fop_theory.algebra import inner
-from tests.helpers import counterexample, fractions, identity, interval, same, symbols, whole
+from tests.helpers import Counted, counted, counterexample, fractions, identity, interval, same, symbols, whole
 from tests.strategies import dims, factors, gradient_pairs, scales, seeds
 
 #: Sizes for exact arithmetic, which costs more an operation.
@@ -130,23 +130,6 @@ def test_m_columns_lose_nothing(data) -> None:
     # |I + rate S| <= 3, and M has at most 60 entries of size one.
     for wide, square in ((M, N), moved):
         np.testing.assert_allclose(square @ square.T, wide @ wide.T, atol=1e-11)
-
-
-class Counted(Fraction):
-    """A number that counts the multiplications that it takes part in."""
-
-    products = 0
-
-    def __mul__(self, other: Fraction) -> Counted:
-        Counted.products += 1
-        return Counted(super().__mul__(other))
-
-    def __add__(self, other: Fraction) -> Counted:
-        return Counted(super().__add__(other))
-
-
-def counted(*shape: int) -> np.ndarray:
-    return np.array([Counted(1) for _ in range(math.prod(shape))], dtype=object).reshape(shape)
 
 
 @pytest.mark.claim("text-a4-rank-k", shows="holds", by="exact")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fop_theory import counts, sharing
 from fop_theory import hypergradient as hg
+from tests.helpers import Counted, counted
 from tests.strategies import factors, gradient_pairs, scales, seeds
 
 widths, channels = st.integers(1, 3), st.integers(1, 4)
@@ -64,6 +65,7 @@ def test_kronecker_form_on_the_kernel_as_it_lies_in_memory(k: int, inputs: int, 
     """`P (x) I` on the raveled kernel; `I (x) P` on the columns one below the other."""
     kernel, P = drawn(seed, (k, k, inputs, outputs), (k * k, k * k))
     done = sharing.precondition_kernel(kernel, P)
+    assert done.shape == kernel.shape
     assert np.array_equal(sharing.on_rows_first(P, inputs * outputs) @ kernel.ravel(), done.ravel())
     stacked = sharing.on_columns_first(P, inputs * outputs) @ columns_first(sharing.to_matrix(kernel))
     assert np.array_equal(stacked, columns_first(sharing.to_matrix(done)))
@@ -156,23 +158,6 @@ def test_sharing_saves_the_square_of_the_number_of_channel_pairs(k: int, inputs:
     assert whole == shared * (inputs * outputs) ** 2
 
 
-class Counted:
-    """A number that counts the multiplications in which it takes part."""
-
-    products = 0
-
-    def __mul__(self, other: Counted) -> Counted:
-        Counted.products += 1
-        return self
-
-    def __add__(self, other: Counted) -> Counted:
-        return self
-
-
-def counted(rows: int, columns: int) -> np.ndarray:
-    return np.array([Counted() for _ in range(rows * columns)]).reshape(rows, columns)
-
-
 @pytest.mark.claim("text-2-2-reduces-cost", shows="holds", by="exact")
 @pytest.mark.parametrize(("k", "inputs", "outputs"), [(1, 2, 3), (2, 1, 1), (2, 3, 2), (3, 2, 2)])
 def test_sharing_saves_multiplications_too(k: int, inputs: int, outputs: int) -> None:
@@ -200,6 +185,18 @@ def test_multiplications_of_one_shared_step(k: int, inputs: int, outputs: int) -
     outer = G @ H.T
     (outer + outer.T) @ M
     assert Counted.products == sharing.products_of_shared(k, inputs, outputs)
+
+
+@pytest.mark.claim("text-2-2-small-k-efficient", shows="holds", by="exact")
+@pytest.mark.parametrize(("k", "inputs", "outputs", "pixels"), [(1, 2, 3, 4), (2, 1, 2, 3), (3, 2, 1, 2)])
+def test_multiplications_of_a_convolution(k: int, inputs: int, outputs: int, pixels: int) -> None:
+    """As products of matrices: patches times kernel, then the slopes by the kernel and by the patches."""
+    patches, kernel, slope = counted(pixels, k * k * inputs), counted(k * k * inputs, outputs), counted(pixels, outputs)
+    Counted.products = 0
+    patches @ kernel
+    patches.T @ slope
+    slope @ kernel.T
+    assert Counted.products == sharing.products_of_convolution(k, inputs, outputs, pixels)
 
 
 @pytest.mark.claim("text-2-2-small-k-efficient", shows="holds", by="exact")

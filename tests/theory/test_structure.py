@@ -16,7 +16,7 @@ from fop_theory import objectives, structure
 from fop_theory.algebra import inner
 from fop_theory.hypergradient import hypergradient, m_first_step, symmetric_product
 from fop_theory.reference import Adam, Moments
-from tests.helpers import fractions, symbols
+from tests.helpers import fractions, same, symbols
 from tests.strategies import definite, dims, factors, gradient_pairs, scales, seeds
 
 F = Fraction
@@ -129,6 +129,17 @@ def test_rank_never_rises_in_fractions() -> None:
         assert after.rank() <= M.rank()
         for vector in M.nullspace():
             assert after * vector == sp.zeros(3, 1)
+
+
+@pytest.mark.claim("ours-rank-never-rises", shows="holds", by="exact")
+def test_steps_on_m_multiply_it_from_the_left() -> None:
+    """The product `A_t ... A_1 M_0` is what FOP's gradient steps on M make, along a run in fractions."""
+    M, lr, rho = fractions([[1, 0, 2], [-1, 1, 0]]), F(1, 8), F(1, 16)
+    thetas, factors_ = structure.trajectory(BOWL.gradient, START, M, lr, rho, 5)
+    gradients = [BOWL.gradient(theta) for theta in thetas]
+    for t, factor in enumerate(factors_, start=1):
+        assert same(structure.factor_after(M, gradients[:t], lr * rho), factor)
+    assert not same(factors_[-1], M)
 
 
 @pytest.mark.claim("ours-rank-never-rises", shows="holds", by="property")
