@@ -92,6 +92,13 @@ def scalar(name: str, value: Any, *, low: float | None = None, high: float | Non
 
     Symbols and other sympy expressions without a numeric value pass unchanged.
 
+    Args:
+        name: The argument's name, for the message.
+        value: A real number of any kind.
+        low: Smallest value; `None` leaves this end open.
+        high: Largest value.
+        strict: Refuse the ends themselves.
+
     Raises:
         ValueError: Naming the argument, its value and what was expected.
     """

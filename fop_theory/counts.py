@@ -1,4 +1,7 @@
-"""What Figure 2 counts: the layers of its two networks, and the parameters that each method adds."""
+"""What Figure 2 counts: the layers of its two networks, and the parameters that each method adds.
+
+Each function counts one reading of "added parameters", so that the printed numbers can be matched or ruled out.
+"""
 
 from __future__ import annotations
 
@@ -88,27 +91,47 @@ def resnet18(projections: int = 3, classes: int = 1000, side: int = 224) -> list
 
 
 def parameters(layers: Iterable[Layer]) -> int:
-    """All trainable numbers of a network: what PP-HD adds, one rate for each."""
+    """All trainable numbers of a network: what PP-HD adds, one rate for each.
+
+    Args:
+        layers: The network.
+    """
     return sum(layer.parameters for layer in layers)
 
 
 def scalar_rates(layers: Iterable[Layer]) -> int:
-    """Numbers that S-HD adds: one rate for each layer, convolutional or dense."""
+    """Numbers that S-HD adds: one rate for each layer, convolutional or dense.
+
+    Args:
+        layers: The network.
+    """
     return sum(1 for _ in layers)
 
 
 def rows_of_spatial_factors(layers: Iterable[Layer]) -> int:
-    """Sum of `k^2` over the convolutions: rows of the `k^2 x k^2` matrices, not their entries."""
+    """Sum of `k^2` over the convolutions: rows of the `k^2 x k^2` matrices, not their entries.
+
+    Args:
+        layers: The network.
+    """
     return sum(layer.width**2 for layer in layers if not layer.dense)
 
 
 def entries_of_spatial_factors(layers: Iterable[Layer]) -> int:
-    """Sum of `k^4` over the convolutions: numbers in one `k^2 x k^2` matrix for each of them."""
+    """Sum of `k^4` over the convolutions: numbers in one `k^2 x k^2` matrix for each of them.
+
+    Args:
+        layers: The network.
+    """
     return sum(layer.width**4 for layer in layers if not layer.dense)
 
 
 def entries_of_symmetric_factors(layers: Iterable[Layer]) -> int:
-    """Sum of `k^2 (k^2 + 1) / 2`: distinct entries of the symmetric `P = M M^T`, one for each convolution."""
+    """Sum of `k^2 (k^2 + 1) / 2`: distinct entries of the symmetric `P = M M^T`, one for each convolution.
+
+    Args:
+        layers: The network.
+    """
     return sum(layer.width**2 * (layer.width**2 + 1) // 2 for layer in layers if not layer.dense)
 
 

@@ -136,7 +136,16 @@ def unit_step_change(P: Any, g: Any, smoothness: Any) -> Any:
 
 
 def first_term(P: Any, g: Any, smoothness: Any) -> Any:
-    """First term of Eq. (15): `-g^T P g / L`."""
+    """First term of Eq. (15): `-g^T P g / L`.
+
+    Args:
+        P: Symmetric `[n, n]`.
+        g: Gradient `[n, 1]`.
+        smoothness: L.
+
+    Raises:
+        ValueError: If a shape does not fit, P is not symmetric or a number is not finite.
+    """
     g = checks.matrix("g", g, shape=(None, 1))
     P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
     checks.finite(smoothness=smoothness)
@@ -144,7 +153,16 @@ def first_term(P: Any, g: Any, smoothness: Any) -> Any:
 
 
 def second_term(P: Any, g: Any, smoothness: Any) -> Any:
-    """Second term of Eq. (15): `|P g|^2 / (2 L)`."""
+    """Second term of Eq. (15): `|P g|^2 / (2 L)`.
+
+    Args:
+        P: Symmetric `[n, n]`.
+        g: Gradient `[n, 1]`.
+        smoothness: L.
+
+    Raises:
+        ValueError: If a shape does not fit, P is not symmetric or a number is not finite.
+    """
     g = checks.matrix("g", g, shape=(None, 1))
     P = checks.matrix("P", P, shape=(g.shape[0], g.shape[0]), symmetric=True)
     checks.finite(smoothness=smoothness)
@@ -153,19 +171,47 @@ def second_term(P: Any, g: Any, smoothness: Any) -> Any:
 
 
 def first_term_bound(low: Any, squared_norm: Any, smoothness: Any) -> Any:
-    """Right-hand side of Eq. (16): `-low |G|^2 / L`, with G the gradient in the eigenbasis of P."""
+    """Right-hand side of Eq. (16): `-low |G|^2 / L`, with G the gradient in the eigenbasis of P.
+
+    Args:
+        low: Smallest eigenvalue of P.
+        squared_norm: `|G|^2`.
+        smoothness: L.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
     checks.finite(low=low, squared_norm=squared_norm, smoothness=smoothness)
     return -low * squared_norm / smoothness
 
 
 def second_term_bound(high: Any, squared_norm: Any, smoothness: Any) -> Any:
-    """Right-hand side of Eq. (17): `high^2 |G|^2 / (2 L)`."""
+    """Right-hand side of Eq. (17): `high^2 |G|^2 / (2 L)`.
+
+    Args:
+        high: Largest eigenvalue of P.
+        squared_norm: `|G|^2`.
+        smoothness: L.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
     checks.finite(high=high, squared_norm=squared_norm, smoothness=smoothness)
     return high**2 * squared_norm / (2 * smoothness)
 
 
 def split_bound(low: Any, high: Any, squared_norm: Any, smoothness: Any) -> Any:
-    """Right-hand side of Eqs. (18) and (19): `-(low - high^2 / 2) |G|^2 / L`; the two bounds added."""
+    """Right-hand side of Eqs. (18) and (19): `-(low - high^2 / 2) |G|^2 / L`; the two bounds added.
+
+    Args:
+        low: Smallest eigenvalue of P.
+        high: Largest eigenvalue of P.
+        squared_norm: `|G|^2`.
+        smoothness: L.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
     checks.finite(low=low, high=high, squared_norm=squared_norm, smoothness=smoothness)
     return -(low - high**2 / 2) * squared_norm / smoothness
 
@@ -175,6 +221,16 @@ def pl_change(low: Any, high: Any, mu: Any, gap: Any, smoothness: Any) -> Any:
 
     It bounds `f(theta - P g / L) - f(theta)` only where `2 low >= high^2`: the PL inequality bounds `|g|^2`
     from below, and a negative factor turns that around.
+
+    Args:
+        low: Smallest eigenvalue of P.
+        high: Largest eigenvalue of P.
+        mu: PL constant.
+        gap: f(theta) - f*.
+        smoothness: L.
+
+    Raises:
+        ValueError: If a number is not finite.
     """
     checks.finite(low=low, high=high, mu=mu, gap=gap, smoothness=smoothness)
     return -mu * (2 * low - high**2) * gap / smoothness
@@ -194,6 +250,9 @@ def decrease(eigenvalue: Any, size: Any, smoothness: Any) -> Any:
 
     Returns:
         The coefficient: `f(theta - eta P g) <= f(theta) - sum_i decrease(lambda_i) g_i^2 / 2` in the eigenbasis.
+
+    Raises:
+        ValueError: If a number is not finite.
     """
     checks.finite(eigenvalue=eigenvalue, size=size, smoothness=smoothness)
     return size * eigenvalue * (2 - size * smoothness * eigenvalue)
@@ -229,6 +288,11 @@ def factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
 
 def best_step(low: Any, high: Any, smoothness: Any) -> Any:
     """The step with the smallest `factor`: `2 / (L (low + high))`.
+
+    Args:
+        low: Smallest eigenvalue of P.
+        high: Largest eigenvalue of P.
+        smoothness: L.
 
     Raises:
         ValueError: If L is not positive.

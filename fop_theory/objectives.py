@@ -57,7 +57,14 @@ def booth(x: Any) -> Any:
 
 
 def booth_gradient(x: Any) -> Any:
-    """Gradient of `booth`, in the kind, shape and dtype of `x`."""
+    """Gradient of `booth`, in the kind, shape and dtype of `x`.
+
+    Args:
+        x: `[2]` or `[2, ...]`, or two sympy expressions.
+
+    Raises:
+        ValueError: If `x` has not two coordinates or holds a NaN.
+    """
     a, b = _pair(x)
     return _like(x, [10 * a + 8 * b - 34, 8 * a + 10 * b - 38])
 
@@ -84,14 +91,28 @@ def himmelblau(x: Any) -> Any:
 
 
 def himmelblau_gradient(x: Any) -> Any:
-    """Gradient of `himmelblau`, in the kind, shape and dtype of `x`."""
+    """Gradient of `himmelblau`, in the kind, shape and dtype of `x`.
+
+    Args:
+        x: `[2]` or `[2, ...]`, or two sympy expressions.
+
+    Raises:
+        ValueError: If `x` has not two coordinates or holds a NaN.
+    """
     a, b = _pair(x)
     u, v = a**2 + b - 11, a + b**2 - 7
     return _like(x, [4 * a * u + 2 * v, 2 * u + 4 * b * v])
 
 
 def himmelblau_hessian(x: Any) -> Any:
-    """Hessian of `himmelblau` at one point: `[2, 2]`, a sympy matrix for a sympy `x`."""
+    """Hessian of `himmelblau` at one point: `[2, 2]`, a sympy matrix for a sympy `x`.
+
+    Args:
+        x: `[2]`, or two sympy expressions.
+
+    Raises:
+        ValueError: If `x` has not two coordinates or holds a NaN.
+    """
     a, b = _pair(x)
     rows = [[12 * a**2 + 4 * b - 42, 4 * (a + b)], [4 * (a + b), 4 * a + 12 * b**2 - 26]]
     return sp.Matrix(rows) if isinstance(x, sp.MatrixBase) else np.array(rows)

@@ -12,7 +12,7 @@ Everything is a pure function of a frozen state; gradients are matrices `[m, n]`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -189,7 +189,13 @@ def precondition(M: Array, G: Array, settings: Settings, constant_norm_at: Array
 
 
 def complex_step_gradient(function: Callable[[Array], Any], X: Array, size: float = 1e-30) -> Array:
-    """Gradient of an analytic scalar function of a matrix, entry by entry, exact to rounding."""
+    """Gradient of an analytic scalar function of a matrix, entry by entry, exact to rounding.
+
+    Args:
+        function: From a complex matrix `[m, n]` to a number.
+        X: Where, `[m, n]`.
+        size: The imaginary step, far below rounding.
+    """
     gradient = np.zeros(X.shape)
     for entry in np.ndindex(X.shape):
         shifted = X.astype(complex)
@@ -266,6 +272,9 @@ def run(
         M: First parameters of the preconditioner.
         settings: What kind of FOP.
         steps: Number of steps, at least zero.
+
+    Raises:
+        ValueError: If a shape does not fit or a number is not finite.
     """
     checks.scalar("steps", steps, low=0)
     theta = checks.matrix("theta", theta)
@@ -276,8 +285,3 @@ def run(
         thetas.append(theta)
         factors.append(state.M)
     return thetas, factors
-
-
-def frozen(settings: Settings) -> Settings:
-    """The same settings with a preconditioner that never learns."""
-    return replace(settings, hyper_lr=0.0)

@@ -175,6 +175,12 @@ def test_scalars_that_are_refused(value, options, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_sizes_are_at_least_one() -> None:
+    checks.sizes(m=1, n=sp.Symbol("n"))
+    with pytest.raises(ValueError, match=r"n: expected a number in \[1, inf\], got 0"):
+        checks.sizes(m=1, n=0)
+
+
 def test_edges_belong_to_the_closed_interval() -> None:
     assert checks.scalar("delta", 0, low=0, high=1) == 0
     assert checks.scalar("delta", 1, low=0, high=1) == 1
