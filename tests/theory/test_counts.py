@@ -51,6 +51,8 @@ def test_k2_by_k2_matrices_of_the_nine_layers_have_569_entries(measured) -> None
 def test_k2_by_k2_matrices_of_resnet_18_have_3701_entries(measured) -> None:
     entries = stored(RESNET, matrix)
     assert entries == counts.entries_of_spatial_factors(RESNET) == 7**4 + 16 * 81 + 4 == 3701
+    distinct = stored(RESNET, lambda x: matrix(x)[np.tril_indices(x.width**2)])
+    assert distinct == counts.entries_of_symmetric_factors(RESNET)
     for projections in range(5):
         network = counts.resnet18(projections)
         assert 197 not in (counts.entries_of_spatial_factors(network), counts.entries_of_symmetric_factors(network))

@@ -142,16 +142,17 @@ def test_the_simulated_determinant_is_that_of_the_product() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_growth_of_a_volume_to_second_order(n: int) -> None:
     """`log vol(A U)` for the first k axes U, expanded to a^2 and averaged: the sum of the first k exponents."""
-    g, h = sp.symbols(f"g:{n}"), sp.symbols(f"h:{n}")
+    g, h, variance = sp.symbols(f"g:{n}"), sp.symbols(f"h:{n}"), sp.Symbol("s2")
     S = hg.symmetric_product(sp.Matrix(g), sp.Matrix(h))
     for k in range(1, n + 1):
         U = sp.eye(n)[:, :k]
         # log det(I + X) / 2 with X = 2 a U^T S U + a^2 U^T S^2 U is tr X / 2 - tr X^2 / 4 + ...
         second = (U.T * S * S * U).trace() / 2 - ((U.T * S * U) ** 2).trace()
         terms = sp.Poly(sp.expand(second), *g, *h).terms()
-        averaged = sum(c for powers, c in terms if not any(p % 2 for p in powers))  # E g_i g_j = delta_ij
-        assert averaged == sum(noise.growth_exponents(n, sp.Integer(1))[:k])
-        assert averaged == k * (n - 1 - 2 * k)
+        # E g_i g_j = variance delta_ij, so that odd powers leave nothing.
+        averaged = sum(c * variance ** (sum(powers) // 2) for powers, c in terms if not any(p % 2 for p in powers))
+        assert sp.expand(averaged - sum(noise.growth_exponents(n, sp.Integer(1), variance)[:k])) == 0
+        assert sp.expand(averaged - k * (n - 1 - 2 * k) * variance**2) == 0
 
 
 @pytest.mark.claim("ours-noise-spectrum", shows="holds", by="numeric")
