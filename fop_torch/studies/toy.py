@@ -115,6 +115,8 @@ def descend(
     *,
     start: ArrayLike | None = None,
     lr: float | None = None,
+    noise: ArrayLike = 0.0,
+    seed: int = 0,
     limit: int = 10_000,
     record: bool = False,
     **options: Any,
@@ -126,11 +128,16 @@ def descend(
         optimizer: A class of `torch.optim`.
         start: `[2]` or `[2, N]`; the surface's own when left out.
         lr: Learning rate; the surface's own when left out.
+        noise: Standard deviation of Gaussian noise added to each entry of the gradient, a number or `[N]`.
+        seed: Seed of the noise.
         limit: Give up after so many steps.
         record: Keep every point.
         options: Further arguments of the optimizer.
     """
-    theta = _columns(surface.start if start is None else start, torch.float32).requires_grad_()
+    scale = torch.as_tensor(np.atleast_1d(noise), dtype=torch.float32)
+    theta = _columns(surface.start if start is None else start, torch.float32)
+    theta = theta.expand(2, max(theta.shape[1], len(scale))).clone().requires_grad_()
+    generator = torch.Generator().manual_seed(seed)
     opt = optimizer([theta], lr=surface.lr if lr is None else lr, **options)
     watch = _Watch(theta.shape[1], record)
     for step in range(limit + 1):
@@ -138,6 +145,8 @@ def descend(
         if watch.all_done(step, theta, loss):
             break
         (theta.grad,) = torch.autograd.grad(loss.sum(), theta)
+        if scale.any():
+            theta.grad += scale * torch.randn(theta.shape, generator=generator)
         opt.step()
     return watch.result()
 

@@ -184,6 +184,18 @@ def test_adam_is_fast_on_the_same_deterministic_problem_with_another_learning_ra
     assert lr > 20 * SURFACES[name].lr
 
 
+@pytest.mark.claim("fig-1-adam-non-stochastic", shows="differs", by="experiment")
+@pytest.mark.parametrize("name", SURFACES)
+def test_noise_does_not_make_adam_fast(name: str) -> None:
+    """The other half of the counterfactual: the figure's learning rate, and noise of five sizes, 20 runs each."""
+    noise = np.repeat([0.01, 0.1, 1.0, 10.0, 100.0], 20)
+    counts = toy.descend(SURFACES[name], torch.optim.Adam, noise=noise).counts
+    plain = runs(name)["Adam"].counts[0]
+    assert (counts[:20] > 0).all()  # little noise: still converges, and no faster than a tenth
+    assert (counts[counts > 0] > 0.8 * plain).all()
+    assert (counts[-20:] < 0).all()  # much noise: never arrives
+
+
 @pytest.mark.claim("ours-fig-1-tuned", shows="holds", by="experiment")
 @pytest.mark.parametrize("name", SURFACES)
 def test_a_tuned_learning_rate_gains_more_than_fop_did(name: str) -> None:
