@@ -240,7 +240,9 @@ def test_m_m_transpose_alone_can_shorten_steps() -> None:
         return draw(factors(len(G))), G
 
     M, G = counterexample(pairs(), lambda p: np.linalg.norm(p[0] @ (p[0].T @ p[1])) < 0.9 * np.linalg.norm(p[1]))
-    assert np.linalg.norm(M @ (M.T @ G)) < np.linalg.norm(G) <= np.linalg.norm(low_rank.precondition(M, G))
+    longer = np.linalg.norm(low_rank.precondition(M, G))
+    # Rounding: with a tiny M both norms are the same number up to a few units in the last place.
+    assert np.linalg.norm(M @ (M.T @ G)) < np.linalg.norm(G) <= longer * (1 + 1e-14)
 
 
 @pytest.mark.claim("ours-low-rank-diverges", shows="holds", by="exact")
