@@ -403,6 +403,8 @@ def test_a_link_to_a_row_opens_it_and_a_link_to_a_verdict_filters(book, tab) -> 
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     tab.goto((book.html / "index.html").as_uri())
     tab.click(".counts-chips .verdict-refuted")
+    # The click starts a load; the row's filter is in its address.
+    tab.wait_for_url("**/ledger.html*")
     assert shown(tab) == ["claim-text-matches"]
 
 
