@@ -1,1 +1,7 @@
-"""FOP as a PyTorch optimizer, and the experiments of the paper."""
+"""FOP as a PyTorch optimizer, its baselines, and the paper's experiments."""
+
+from fop_torch.assign import assign
+from fop_torch.baselines import PPHD, SHD
+from fop_torch.fop import FOP
+
+__all__ = ["FOP", "PPHD", "SHD", "assign"]

@@ -1,0 +1,430 @@
+"""The forms of the preconditioner, each a few pure functions of the factor M and two gradients.
+
+A gradient is seen as rows `[n, m]`: a linear layer's weight `[out, in]` as it is, a convolution's kernels
+`[out, in, k, k]` as `[out * in, k * k]`. The preconditioner `P: [m, m]` is symmetric and acts from the right,
+`G P`, which is the paper's `P G` for the transposed matrix. `G` is the present gradient, `H` the one before.
+
+Every form answers three questions about lists of parameters of one kind: the preconditioned gradients, the
+derivatives of `<G, H P(M)>` by M, and P itself for those who want to look at it. The step multiplies the
+second by minus the learning rate: that is Eq. (4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = Sequence[Tensor]
+
+
+def times(G: Tensor, P: Tensor) -> Tensor:
+    """`G P` for few columns and very many rows.
+
+    Args:
+        G: `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
+        P: `[m, m]`, symmetric.
+
+    Returns:
+        The product, of G's shape. Pairs of rows go through `diag(P, P)`: matrix products this narrow run at a
+        fraction of the machine's speed, and twice the width takes less than half the time (the page on costs).
+    """
+    if G.dim() == 3:
+        return torch.bmm(P.expand(len(G), -1, -1), G)
+    n, m = G.shape
+    if n % 2 or m > 16:
+        return G @ P
+    return (G.view(-1, 2 * m) @ torch.block_diag(P, P)).view(n, m)
+
+
+def gram(G: Tensor, H: Tensor) -> Tensor:
+    """`G^T H` for few columns and very many rows.
+
+    Args:
+        G: `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
+        H: The same.
+
+    Returns:
+        `[m, m]`. As in `times`, rows are taken in pairs, here in chunks besides that the processor's cores
+        share; the blocks on the diagonal are then added.
+    """
+    if G.dim() == 3:
+        return torch.bmm(G, H.mT).sum(0)
+    n, m = G.shape
+    width = 2 if n % 2 == 0 and m <= 16 else 1
+    chunks = math.gcd(4, n // width)
+    blocks = torch.bmm(G.view(chunks, -1, width * m).mT, H.view(chunks, -1, width * m)).sum(0)
+    return blocks if width == 1 else blocks[:m, :m] + blocks[m:, m:]
+
+
+def norm_from_above(K: Tensor) -> Tensor:
+    """`tr(K^64)^(1/64)`, at least the spectral norm and at most `m^(1/64)` times it; products alone, no host wait.
+
+    Args:
+        K: `[m, m]`, positive semi-definite.
+
+    Returns:
+        0-d.
+    """
+    log, power = torch.zeros((), dtype=K.dtype, device=K.device), 1
+    for _ in range(6):
+        size = torch.linalg.matrix_norm(K).clamp_min(torch.finfo(K.dtype).tiny)
+        log = log + size.log() / power
+        K = K / size
+        K = K @ K
+        power *= 2
+    return (log + K.trace().log() / power).exp()
+
+
+def safe_factor(G: Tensor, H: Tensor, a: Tensor, tau: float) -> Tensor:
+    """`min(1, tau / (a s))` where `s = |G| |H| - <G, H>` bounds `-lambda_min(G^T H + H^T G)` from above.
+
+    With u a unit eigenvector, `-2 <G u, H u> = <G (I - 2 u u^T), H> - <G, H>`, and `I - 2 u u^T` is a reflection.
+
+    Args:
+        G: Gradient.
+        H: The one before, of the same shape.
+        a: Learning rate times hypergradient learning rate, 0-d.
+        tau: Share of the way to the loss of definiteness, in (0, 1).
+
+    Returns:
+        0-d factor for the hypergradient.
+    """
+    negative = torch.linalg.vector_norm(G) * torch.linalg.vector_norm(H) - (G * H).sum()
+    return (tau / (a * negative).clamp_min(torch.finfo(G.dtype).tiny)).clamp_max(1)
+
+
+class Form:
+    """What a kind of preconditioner must answer; `M` has the shape that `factor_shape` gives."""
+
+    #: Is P positive semi-definite whatever M is?
+    positive = True
+    #: Is P a matrix that mixes entries, so that Eq. (11) can normalise it?
+    matrix_form = False
+
+    def check(self, shape: torch.Size) -> None:
+        """Raise `ValueError` if a parameter of this shape cannot have this form."""
+
+    def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
+        """Shape of M for a parameter of this shape."""
+        raise NotImplementedError
+
+    def start(self, shape: torch.Size, rank: int | None, scale: float, generator: torch.Generator) -> Tensor:
+        """M before the first step, in float32: P = I, but for the low rank's random factor."""
+        return torch.ones(self.factor_shape(shape, rank))
+
+    def project(self, Ms: Tensors, Gs: Tensors) -> Tensors | None:
+        """What both other answers need and can share, or None."""
+        return None
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`G P(M)` for each parameter, of G's shape."""
+        raise NotImplementedError
+
+    def witnesses(self, Ms: Tensors, Gs: Tensors, slopes: Tensors, steps: Tensors) -> list[Tensor]:
+        """Tensors one of which is not finite if a gradient or a product with P is not; cheap where it can be.
+
+        Args:
+            Ms: The factors.
+            Gs: The gradients.
+            slopes: The hypergradients, or none yet.
+            steps: The preconditioned gradients, or none yet.
+        """
+        return list(steps or Gs)
+
+    def limit(self, Ms: Tensors, bound: float) -> None:
+        """Scale M down, in place, where the spectral norm of P exceeds the bound."""
+        root = math.sqrt(bound)
+        for M in Ms:
+            M.clamp_(-root, root)
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """Derivative by M of `<G, H P(M)>` for each parameter, of M's shape."""
+        raise NotImplementedError
+
+    def scales(self, Ms: Tensors) -> list[Tensor]:
+        """Eq. (11)'s factor `sqrt(m) / |P|_F` for each parameter, 0-d."""
+        return [math.sqrt(M.shape[-2]) / self.square_norm(M).sqrt() for M in Ms]
+
+    def square_norm(self, M: Tensor) -> Tensor:
+        """`|P|_F^2`, 0-d."""
+        raise NotImplementedError
+
+    def norm_slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, slopes: Tensors, scales: Tensors) -> list[Tensor]:
+        """Derivative by M of `scale(M) <G, H P(M)>`, through the norm, from the derivative without it.
+
+        With `|P|^2 = N(M)` the derivative of `sqrt(m) f / sqrt(N)` is `scale (f' - f N' / (2 N))`.
+        """
+        found = []
+        for M, G, H, slope, scale in zip(Ms, Gs, Hs, slopes, scales, strict=True):
+            value = self.value(M, G, H, slope)
+            found.append(scale * (slope - value / self.square_norm(M) * self.half_norm_slope(M)))
+        return found
+
+    def value(self, M: Tensor, G: Tensor, H: Tensor, slope: Tensor) -> Tensor:
+        """`<G, H P>` from its derivative, 0-d (Euler's relation: half of `<slope, M>` where P is quadratic)."""
+        return (slope * M).sum() / 2
+
+    def half_norm_slope(self, M: Tensor) -> Tensor:
+        """Half the derivative of `|P|_F^2` by M."""
+        raise NotImplementedError
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """P, `[m, m]`; for the forms that are diagonal, its diagonal."""
+        raise NotImplementedError
+
+
+class Dense(Form):
+    """P = M M^T over the input dimension, M: [m, m] (Eq. (2)). No m x m matrix of the gradients is formed."""
+
+    matrix_form = True
+
+    def rows(self, T: Tensor) -> Tensor:
+        """The parameter or gradient as rows `[n, m]`: its first dimension against all others."""
+        return T.reshape(1, -1) if T.dim() < 2 else T.reshape(T.shape[0], -1)
+
+    def width(self, shape: torch.Size) -> int:
+        """m: the input dimension, flattened."""
+        return math.prod(shape) if len(shape) < 2 else math.prod(shape[1:])
+
+    def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
+        """`[m, m]`."""
+        return (self.width(shape),) * 2
+
+    def start(self, shape: torch.Size, rank: int | None, scale: float, generator: torch.Generator) -> Tensor:
+        """The identity."""
+        return torch.eye(self.width(shape))
+
+    def project(self, Ms: Tensors, Gs: Tensors) -> list[Tensor]:
+        """`G M` for each parameter, `[n, k]`."""
+        return [self.rows(G) @ M for M, G in zip(Ms, Gs, strict=True)]
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`(G M) M^T`."""
+        projected = self.project(Ms, Gs) if projected is None else projected
+        return [(GM @ M.mT).view(G.shape) for M, G, GM in zip(Ms, Gs, projected, strict=True)]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`G^T (H M) + H^T (G M)` (Eq. (4) without its factor)."""
+        projected = self.project(Ms, Gs) if projected is None else projected
+        return [
+            torch.addmm(self.rows(H).mT @ GM, self.rows(G).mT, self.rows(H) @ M)
+            for M, G, H, GM in zip(Ms, Gs, Hs, projected, strict=True)
+        ]
+
+    def square_norm(self, M: Tensor) -> Tensor:
+        """`|M^T M|_F^2`, which is `|M M^T|_F^2`."""
+        return (M.mT @ M).square().sum()
+
+    def half_norm_slope(self, M: Tensor) -> Tensor:
+        """`2 P M = 2 M (M^T M)`."""
+        return 2 * (M @ (M.mT @ M))
+
+    def limit(self, Ms: Tensors, bound: float) -> None:
+        """`M` times `sqrt(bound / |P|)` where that is less than one."""
+        for M in Ms:
+            M.mul_((bound / norm_from_above(M.mT @ M)).clamp_(max=1).sqrt_())
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """`M M^T`."""
+        return M @ M.mT
+
+
+class LowRank(Dense):
+    """P = I + M M^T, M: [m, r] (Eq. (23))."""
+
+    def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
+        """`[m, rank]`."""
+        return (self.width(shape), self.width(shape) if rank is None else rank)
+
+    def start(self, shape: torch.Size, rank: int | None, scale: float, generator: torch.Generator) -> Tensor:
+        """Independent normal entries of standard deviation `scale`, the paper's sigma."""
+        return scale * torch.randn(self.factor_shape(shape, rank), generator=generator)
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`G + (G M) M^T`."""
+        projected = self.project(Ms, Gs) if projected is None else projected
+        return [torch.addmm(self.rows(G), GM, M.mT).view(G.shape) for M, G, GM in zip(Ms, Gs, projected, strict=True)]
+
+    def limit(self, Ms: Tensors, bound: float) -> None:
+        """As for the dense form, with `bound - 1` for M M^T."""
+        super().limit(Ms, bound - 1)
+
+    def square_norm(self, M: Tensor) -> Tensor:
+        """`m + 2 |M|_F^2 + |M^T M|_F^2`."""
+        return M.shape[0] + 2 * M.square().sum() + (M.mT @ M).square().sum()
+
+    def value(self, M: Tensor, G: Tensor, H: Tensor, slope: Tensor) -> Tensor:
+        """`<G, H> + <slope, M> / 2`."""
+        return (G * H).sum() + (slope * M).sum() / 2
+
+    def half_norm_slope(self, M: Tensor) -> Tensor:
+        """`2 P M = 2 (M + M (M^T M))`."""
+        return 2 * (M + M @ (M.mT @ M))
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """`I + M M^T`."""
+        return torch.eye(M.shape[0], dtype=M.dtype, device=M.device) + M @ M.mT
+
+
+class Spatial(Dense):
+    """P = M M^T over a kernel's k x k positions, shared by all channels, M: [k^2, k^2] (Section 2.2).
+
+    Layers whose kernels have the same size share the small products in one batched call.
+    """
+
+    def check(self, shape: torch.Size) -> None:
+        """A kernel has two dimensions of channels and at least one of space."""
+        if len(shape) < 3:
+            raise ValueError(
+                f"preconditioner: 'spatial' needs the kernels of a convolution [out, in, k, ...], got a parameter of "
+                f"shape {list(shape)}; use 'dense', 'low_rank' or 'none' for it"
+            )
+
+    def rows(self, T: Tensor) -> Tensor:
+        """Kernels as rows `[out * in, k^2]`, or as `[out, k^2, in]` where they lie so in memory; a view of both."""
+        if not T.is_contiguous():
+            planes = T.movedim(1, -1)
+            if planes.is_contiguous():
+                return planes.view(T.shape[0], -1, T.shape[1])
+        return T.reshape(-1, math.prod(T.shape[2:]))
+
+    def width(self, shape: torch.Size) -> int:
+        """k^2."""
+        return math.prod(shape[2:])
+
+    def project(self, Ms: Tensors, Gs: Tensors) -> None:  # type: ignore[override]
+        """Nothing: the products with the many rows differ."""
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`G P`."""
+        M = torch.stack(tuple(Ms))
+        found = []
+        for G, P in zip(Gs, torch.bmm(M, M.mT).unbind(), strict=True):
+            product = times(self.rows(G), P)
+            if product.dim() == 3:
+                found.append(product.view(G.movedim(1, -1).shape).movedim(-1, 1))
+            else:
+                found.append(product.view(G.shape))
+        return found
+
+    def witnesses(self, Ms: Tensors, Gs: Tensors, slopes: Tensors, steps: Tensors) -> list[Tensor]:
+        """The gradients, or the hypergradients that contain them all; and `tr P`, held below 1e18.
+
+        A P that large has a product with the gradient that is not finite, or soon will be; looking at the
+        products themselves would read all gradients once more.
+        """
+        sizes = 1e20 * torch.stack(tuple(Ms)).square()
+        return [sizes] if slopes else [sizes, *Gs]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`(G^T H + H^T G) M`."""
+        grams = []
+        for G, H in zip(Gs, Hs, strict=True):
+            g, h = self.rows(G), self.rows(H)
+            # The two gradients lie alike in memory unless somebody changed the layout between two steps.
+            grams.append(
+                gram(g, h) if g.shape == h.shape else gram(self.rows(G.contiguous()), self.rows(H.contiguous()))
+            )
+        C = torch.stack(grams)
+        return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
+
+
+class Diagonal(Form):
+    """P = diag(M * M), one entry a parameter, M of the parameter's shape: PP-HD's diagonal, kept positive."""
+
+    def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
+        """The parameter's."""
+        return tuple(shape)
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`M^2 G`, entry by entry."""
+        return [M.square() * G for M, G in zip(Ms, Gs, strict=True)]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`2 G H M`, entry by entry."""
+        return [2 * G * H * M for M, G, H in zip(Ms, Gs, Hs, strict=True)]
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """The diagonal of P, flat."""
+        return M.square().reshape(-1)
+
+
+class Scalar(Form):
+    """P = M^2 I with one number M a parameter tensor, 0-d: S-HD's rate, kept positive."""
+
+    def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
+        """0-d."""
+        return ()
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`M^2 G`."""
+        return [M.square() * G for M, G in zip(Ms, Gs, strict=True)]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`2 <G, H> M`."""
+        return [2 * M * torch.vdot(G.reshape(-1), H.reshape(-1)) for M, G, H in zip(Ms, Gs, Hs, strict=True)]
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """The one entry of the diagonal of P, `[1]`."""
+        return M.square().reshape(1)
+
+
+class PerParameterRate(Diagonal):
+    """P = diag(M), one rate a parameter, free to become negative: the paper's PP-HD (Section 4)."""
+
+    positive = False
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`M G`, entry by entry."""
+        return [M * G for M, G in zip(Ms, Gs, strict=True)]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`G H`, entry by entry."""
+        return [G * H for G, H in zip(Gs, Hs, strict=True)]
+
+    def limit(self, Ms: Tensors, bound: float) -> None:
+        """Rates between minus the bound and the bound."""
+        for M in Ms:
+            M.clamp_(-bound, bound)
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """The diagonal of P, flat."""
+        return M.reshape(-1)
+
+
+class LayerRate(Scalar):
+    """P = M I with one rate a parameter tensor, free to become negative: the paper's S-HD (Section 4)."""
+
+    positive = False
+
+    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`M G`."""
+        return [M * G for M, G in zip(Ms, Gs, strict=True)]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`<G, H>`."""
+        return [torch.vdot(G.reshape(-1), H.reshape(-1)) for G, H in zip(Gs, Hs, strict=True)]
+
+    def limit(self, Ms: Tensors, bound: float) -> None:
+        """A rate between minus the bound and the bound."""
+        for M in Ms:
+            M.clamp_(-bound, bound)
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """The one entry of the diagonal of P, `[1]`."""
+        return M.reshape(1)
+
+
+#: The forms by the names that `FOP(preconditioner=...)` takes; "none" leaves the gradient as it is.
+FORMS: dict[str, Form] = {
+    "spatial": Spatial(),
+    "dense": Dense(),
+    "low_rank": LowRank(),
+    "diagonal": Diagonal(),
+    "scalar": Scalar(),
+    "pp-hd": PerParameterRate(),
+    "s-hd": LayerRate(),
+}
