@@ -60,19 +60,19 @@ class Bucket:
     states: list[dict[str, Any]] = field(default_factory=list)
     Ms: list[Tensor] = field(default_factory=list)
     Gs: list[Tensor] = field(default_factory=list)
+    projected: Any = None
     slopes: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
 
     def look_back(self) -> None:
-        """Form what depends on M as it is: the hypergradients and, in the paper's order, the step."""
+        """Form the hypergradients, from this gradient, the one before and M as it is."""
         group, form = self.group, self.form
         paper = group["order"] == "paper"
-        projected = form.project(self.Ms, self.Gs) if paper else None
         if paper:
-            self.precondition(projected)
+            self.projected = form.project(self.Ms, self.Gs)
         if not self.seen or group["hyper_lr"] == 0:
             return
-        at, Gs = self.Ms, self.Gs
+        at, Gs, projected = self.Ms, self.Gs, self.projected
         if paper and group["index"] == "exact":
             at, projected = [state["prev_M"] for state in self.states], None
         if group["through"] == "step" and "sensitivity" in self.states[0]:
@@ -94,9 +94,17 @@ class Bucket:
             slopes = list(torch._foreach_mul(slopes, shortened))
         self.slopes = list(torch._foreach_neg(torch._foreach_mul(slopes, lrs)))
 
-    def precondition(self, projected: Any = None) -> None:
-        """Form what the base optimizer will take for the gradient."""
-        self.steps = self.form.precondition(self.Ms, self.Gs, projected)
+    def precondition(self) -> None:
+        """Form what the base optimizer will take for the gradient, in the memory of the gradient before."""
+        for state, G in zip(self.states, self.params, strict=True):
+            if not self.seen:
+                state["prev_grad"] = torch.zeros_like(_grad(G))
+        olds = [state["prev_grad"] for state in self.states]
+        free = self.group["through"] != "velocity" and all(
+            old.dtype == G.dtype and old.stride() == G.stride() and old.is_contiguous()
+            for old, G in zip(olds, self.Gs, strict=True)
+        )
+        self.steps = self.form.precondition(self.Ms, self.Gs, self.projected, olds if free else None)
         if self.group["normalize"]:
             torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
 
@@ -108,20 +116,14 @@ class Bucket:
         M = self.Ms[0]
         used = lr.to(M, copy=True) if isinstance(lr, Tensor) else torch.full((), lr, dtype=M.dtype, device=M.device)
         grads = [_grad(p) for p in self.params]
-        for state, grad in zip(self.states, grads, strict=True):
+        for state in self.states:
             state["prev_lr"] = used
-            if not self.seen:
-                state["prev_grad"] = torch.zeros_like(grad)
         kept = [state["prev_grad"] for state in self.states]
         if self.group["through"] == "velocity":
             torch._foreach_mul_(kept, momentum)
             torch._foreach_add_(kept, grads)
         else:
             torch._foreach_copy_(kept, grads)
-
-    def witnesses(self) -> list[Tensor]:
-        """Tensors one of which is not finite if a gradient, hypergradient or step is not."""
-        return self.slopes + self.form.witnesses(self.Ms, self.Gs, self.slopes, self.steps)
 
 
 class Learned(NamedTuple):
@@ -362,8 +364,8 @@ class FOP(Optimizer):
         known = inspect.signature(self._hyper_class).parameters
         options: dict[str, Any] = {}
         # One call for all factors: torch's own default on a CPU is a loop over them.
-        if "foreach" in known and not any("fused" in group for group in groups):
-            options["foreach"] = True
+        if not {"foreach", "fused"} & {key for group in groups for key in group}:
+            options |= {"fused": True} if "fused" in known else {"foreach": True} if "foreach" in known else {}
         if "capturable" in known and all(group.get("capturable") for group in self.param_groups):
             options["capturable"] = True
         old = self.hyper
@@ -491,18 +493,21 @@ class FOP(Optimizer):
             self._skip()
             return loss
         before = self._before(buckets, bare, well) if isinstance(well, Tensor) or (well and late) else None
+        for bucket in buckets:
+            if bucket not in late:
+                bucket.precondition()
         self._move_factors(buckets)
-        for bucket in late:
-            bucket.precondition()
         if before is not None and late:
-            # The factors have moved, and the products with them may overflow.
-            products = finite([witness for bucket in late for witness in bucket.witnesses()])
+            # The factors of this step have moved after they were looked at.
+            small = finite([], [M for bucket in late for M in bucket.Ms])
             if isinstance(well, Tensor):
-                well = well & products
-            elif not products:
+                well = well & small
+            elif not small:
                 before.restore()
                 self._skip()
                 return loss
+        for bucket in late:
+            bucket.precondition()
         self._move_parameters(buckets)
         if before is not None and isinstance(well, Tensor):
             before.restore_unless(well)
@@ -557,8 +562,9 @@ class FOP(Optimizer):
         """
         if self._nonfinite == "ignore" or not (buckets or bare):
             return None
-        grads = [_grad(p) for p in bare]
-        well = finite(grads + [witness for bucket in buckets for witness in bucket.witnesses()])
+        # Each hypergradient is made of all entries of the gradient: where there is one, it is looked at alone.
+        tensors = [_grad(p) for p in bare] + [each for bucket in buckets for each in bucket.slopes or bucket.Gs]
+        well = finite(tensors, [M for bucket in buckets for M in bucket.Ms])
         on_host = well.device.type == "cpu" and not torch.compiler.is_compiling()
         return bool(well) if on_host or not self._settled(buckets) else well
 

@@ -8,24 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Tensors up to this many entries are looked at together, larger ones each on its own, without a copy.
+SMALL = 4096
 
-def finite(tensors: list[Tensor]) -> Tensor:
-    """Are all entries of all tensors finite (and their sums of magnitudes too)?
+
+def finite(tensors: list[Tensor], factors: list[Tensor]) -> Tensor:
+    """Is every entry finite, and every factor M small enough for products with P = M M^T to be?
 
     Args:
-        tensors: At least one, on any device, of any floating dtype.
+        tensors: On any device, of any floating dtype; their sums of magnitudes must be finite too.
+        factors: Of these, too, the norm must stay below 1e-10 times the square root of the largest number: then
+            `tr P` times a gradient of 1e20 is finite. To look at the products themselves would take another pass
+            over all gradients.
 
     Returns:
-        A 0-d bool on the first tensor's device.
+        A 0-d bool on the device of the first of them all.
     """
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    sums = [torch.stack(torch._foreach_norm(alike, 1)).sum() for alike in by_kind.values()]
+    sums = _total_norms(tensors, 1) + [(1e10 * norm).square() for norm in _total_norms(factors, 2)]
     well = sums[0].isfinite()
     for each in sums[1:]:
         well = well & each.isfinite().to(well.device)
     return well
+
+
+def _total_norms(tensors: list[Tensor], order: int) -> list[Tensor]:
+    """A number for each device, at least the largest norm there, in float32 or wider."""
+    small: dict[torch.device, list[Tensor]] = {}
+    large: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        (small if tensor.numel() <= SMALL else large).setdefault(tensor.device, []).append(tensor)
+    norms = []
+    for alike in small.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        norms.append(torch.linalg.vector_norm(flat, order, dtype=_wide(flat)))
+    for alike in large.values():
+        norms += [torch.linalg.vector_norm(tensor, order, dtype=_wide(tensor)) for tensor in alike]
+    return norms
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 class Snapshot:

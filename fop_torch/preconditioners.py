@@ -20,23 +20,25 @@ from torch import Tensor
 Tensors = Sequence[Tensor]
 
 
-def times(G: Tensor, P: Tensor) -> Tensor:
+def times(G: Tensor, P: Tensor, out: Tensor | None = None) -> Tensor:
     """`G P` for few columns and very many rows.
 
     Args:
         G: `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
         P: `[m, m]`, symmetric.
+        out: Where to write it, laid out as G.
 
     Returns:
         The product, of G's shape. Pairs of rows go through `diag(P, P)`: matrix products this narrow run at a
         fraction of the machine's speed, and twice the width takes less than half the time (the page on costs).
     """
     if G.dim() == 3:
-        return torch.bmm(P.expand(len(G), -1, -1), G)
+        return torch.bmm(P.expand(len(G), -1, -1), G, out=out)
     n, m = G.shape
     if n % 2 or m > 16:
-        return G @ P
-    return (G.view(-1, 2 * m) @ torch.block_diag(P, P)).view(n, m)
+        return torch.mm(G, P, out=out)
+    pairs = (n // 2, 2 * m)
+    return torch.mm(G.view(pairs), torch.block_diag(P, P), out=None if out is None else out.view(pairs)).view(n, m)
 
 
 def gram(G: Tensor, H: Tensor) -> Tensor:
@@ -47,14 +49,14 @@ def gram(G: Tensor, H: Tensor) -> Tensor:
         H: The same.
 
     Returns:
-        `[m, m]`. As in `times`, rows are taken in pairs, here in chunks besides that the processor's cores
-        share; the blocks on the diagonal are then added.
+        `[m, m]`. Rows are taken in pairs, as in `times`, and in chunks besides that the processor's cores share;
+        the blocks on the diagonal are then added.
     """
     if G.dim() == 3:
         return torch.bmm(G, H.mT).sum(0)
     n, m = G.shape
     width = 2 if n % 2 == 0 and m <= 16 else 1
-    chunks = math.gcd(4, n // width)
+    chunks = math.gcd(8, n // width)
     blocks = torch.bmm(G.view(chunks, -1, width * m).mT, H.view(chunks, -1, width * m)).sum(0)
     return blocks if width == 1 else blocks[:m, :m] + blocks[m:, m:]
 
@@ -119,20 +121,19 @@ class Form:
         """What both other answers need and can share, or None."""
         return None
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
-        """`G P(M)` for each parameter, of G's shape."""
-        raise NotImplementedError
-
-    def witnesses(self, Ms: Tensors, Gs: Tensors, slopes: Tensors, steps: Tensors) -> list[Tensor]:
-        """Tensors one of which is not finite if a gradient or a product with P is not; cheap where it can be.
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """`G P(M)` for each parameter, of G's shape.
 
         Args:
             Ms: The factors.
             Gs: The gradients.
-            slopes: The hypergradients, or none yet.
-            steps: The preconditioned gradients, or none yet.
+            projected: What `project` gave for them.
+            outs: Memory that may be taken for the answers, laid out as the gradients; a fresh page of memory costs
+                more than what is written to it.
         """
-        return list(steps or Gs)
+        raise NotImplementedError
 
     def limit(self, Ms: Tensors, bound: float) -> None:
         """Scale M down, in place, where the spectral norm of P exceeds the bound."""
@@ -201,10 +202,15 @@ class Dense(Form):
         """`G M` for each parameter, `[n, k]`."""
         return [self.rows(G) @ M for M, G in zip(Ms, Gs, strict=True)]
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`(G M) M^T`."""
         projected = self.project(Ms, Gs) if projected is None else projected
-        return [(GM @ M.mT).view(G.shape) for M, G, GM in zip(Ms, Gs, projected, strict=True)]
+        return [
+            torch.mm(GM, M.mT, out=None if out is None else self.rows(out)).view(G.shape)
+            for M, G, GM, out in zip(Ms, Gs, projected, outs or [None] * len(Gs), strict=True)
+        ]
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`G^T (H M) + H^T (G M)` (Eq. (4) without its factor)."""
@@ -243,7 +249,9 @@ class LowRank(Dense):
         """Independent normal entries of standard deviation `scale`, the paper's sigma."""
         return scale * torch.randn(self.factor_shape(shape, rank), generator=generator)
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`G + (G M) M^T`."""
         projected = self.project(Ms, Gs) if projected is None else projected
         return [torch.addmm(self.rows(G), GM, M.mT).view(G.shape) for M, G, GM in zip(Ms, Gs, projected, strict=True)]
@@ -298,26 +306,20 @@ class Spatial(Dense):
     def project(self, Ms: Tensors, Gs: Tensors) -> None:  # type: ignore[override]
         """Nothing: the products with the many rows differ."""
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`G P`."""
         M = torch.stack(tuple(Ms))
+        Ps = torch.bmm(M, M.mT).unbind()
         found = []
-        for G, P in zip(Gs, torch.bmm(M, M.mT).unbind(), strict=True):
-            product = times(self.rows(G), P)
+        for G, P, out in zip(Gs, Ps, outs or [None] * len(Gs), strict=True):
+            product = times(self.rows(G), P, None if out is None else self.rows(out))
             if product.dim() == 3:
                 found.append(product.view(G.movedim(1, -1).shape).movedim(-1, 1))
             else:
                 found.append(product.view(G.shape))
         return found
-
-    def witnesses(self, Ms: Tensors, Gs: Tensors, slopes: Tensors, steps: Tensors) -> list[Tensor]:
-        """The gradients, or the hypergradients that contain them all; and `tr P`, held below 1e18.
-
-        A P that large has a product with the gradient that is not finite, or soon will be; looking at the
-        products themselves would read all gradients once more.
-        """
-        sizes = 1e20 * torch.stack(tuple(Ms)).square()
-        return [sizes] if slopes else [sizes, *Gs]
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`(G^T H + H^T G) M`."""
@@ -325,9 +327,9 @@ class Spatial(Dense):
         for G, H in zip(Gs, Hs, strict=True):
             g, h = self.rows(G), self.rows(H)
             # The two gradients lie alike in memory unless somebody changed the layout between two steps.
-            grams.append(
-                gram(g, h) if g.shape == h.shape else gram(self.rows(G.contiguous()), self.rows(H.contiguous()))
-            )
+            if g.shape != h.shape:
+                g, h = self.rows(G.contiguous()), self.rows(H.contiguous())
+            grams.append(gram(g, h))
         C = torch.stack(grams)
         return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
 
@@ -339,7 +341,9 @@ class Diagonal(Form):
         """The parameter's."""
         return tuple(shape)
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`M^2 G`, entry by entry."""
         return [M.square() * G for M, G in zip(Ms, Gs, strict=True)]
 
@@ -359,7 +363,9 @@ class Scalar(Form):
         """0-d."""
         return ()
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`M^2 G`."""
         return [M.square() * G for M, G in zip(Ms, Gs, strict=True)]
 
@@ -377,7 +383,9 @@ class PerParameterRate(Diagonal):
 
     positive = False
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`M G`, entry by entry."""
         return [M * G for M, G in zip(Ms, Gs, strict=True)]
 
@@ -400,7 +408,9 @@ class LayerRate(Scalar):
 
     positive = False
 
-    def precondition(self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """`M G`."""
         return [M * G for M, G in zip(Ms, Gs, strict=True)]
 
