@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fop_torch.assign import resolve
-from fop_torch.guard import Snapshot, finite
+from fop_torch.guard import Snapshot, finite, total_sizes
 from fop_torch.preconditioners import FORMS, Form, safe_factor
 
 #: FOP's own entries of a parameter's state; the base's and the hyper-optimizer's stand in theirs.
@@ -92,7 +92,10 @@ class Bucket:
                 safe_factor(G, H, group["hyper_lr"] * lr, group["safe"]) for G, H, lr in zip(Gs, Hs, lrs, strict=True)
             ]
             slopes = list(torch._foreach_mul(slopes, shortened))
-        self.slopes = list(torch._foreach_neg(torch._foreach_mul(slopes, lrs)))
+        if all(lr is lrs[0] for lr in lrs):
+            self.slopes = list(torch._foreach_mul(slopes, -lrs[0]))
+        else:
+            self.slopes = list(torch._foreach_mul(slopes, torch._foreach_neg(lrs)))
 
     def precondition(self) -> None:
         """Form what the base optimizer will take for the gradient, in the memory of the gradient before."""
@@ -499,7 +502,7 @@ class FOP(Optimizer):
         self._move_factors(buckets)
         if before is not None and late:
             # The factors of this step have moved after they were looked at.
-            small = finite([], [M for bucket in late for M in bucket.Ms])
+            small = finite(total_sizes([], [M for bucket in late for M in bucket.Ms]))
             if isinstance(well, Tensor):
                 well = well & small
             elif not small:
@@ -564,9 +567,11 @@ class FOP(Optimizer):
             return None
         # Each hypergradient is made of all entries of the gradient: where there is one, it is looked at alone.
         tensors = [_grad(p) for p in bare] + [each for bucket in buckets for each in bucket.slopes or bucket.Gs]
-        well = finite(tensors, [M for bucket in buckets for M in bucket.Ms])
-        on_host = well.device.type == "cpu" and not torch.compiler.is_compiling()
-        return bool(well) if on_host or not self._settled(buckets) else well
+        sizes = total_sizes(tensors, [M for bucket in buckets for M in bucket.Ms])
+        on_host = sizes[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host or not self._settled(buckets):
+            return all(math.isfinite(size) for size in sizes)
+        return finite(sizes)
 
     def _settled(self, buckets: list[Bucket]) -> bool:
         """Do all states exist already, on their parameter's device?"""

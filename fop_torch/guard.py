@@ -12,38 +12,38 @@ from torch import Tensor
 SMALL = 4096
 
 
-def finite(tensors: list[Tensor], factors: list[Tensor]) -> Tensor:
-    """Is every entry finite, and every factor M small enough for products with P = M M^T to be?
+def total_sizes(tensors: list[Tensor], factors: list[Tensor]) -> list[Tensor]:
+    """Numbers of which one is not finite if an entry is not, or if a factor M is too large to be used.
 
     Args:
-        tensors: On any device, of any floating dtype; their sums of magnitudes must be finite too.
-        factors: Of these, too, the norm must stay below 1e-10 times the square root of the largest number: then
-            `tr P` times a gradient of 1e20 is finite. To look at the products themselves would take another pass
-            over all gradients.
+        tensors: On any device, of any floating dtype. Their norms must be finite in float32 too.
+        factors: Of these, the trace of P = M M^T times a gradient of 1e20 must be finite. To look at the products
+            themselves would take another pass over all gradients.
 
     Returns:
-        A 0-d bool on the device of the first of them all.
+        0-d tensors, one or more for each device.
     """
-    sums = _total_norms(tensors, 1) + [(1e10 * norm).square() for norm in _total_norms(factors, 2)]
-    well = sums[0].isfinite()
-    for each in sums[1:]:
-        well = well & each.isfinite().to(well.device)
+    return _norms(tensors) + [(1e10 * norm).square_() for norm in _norms(factors)]
+
+
+def finite(sizes: list[Tensor]) -> Tensor:
+    """Are all these numbers finite? A 0-d bool on the first one's device."""
+    well = sizes[0].isfinite()
+    for size in sizes[1:]:
+        well = well & size.isfinite().to(well.device)
     return well
 
 
-def _total_norms(tensors: list[Tensor], order: int) -> list[Tensor]:
-    """A number for each device, at least the largest norm there, in float32 or wider."""
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
     small: dict[torch.device, list[Tensor]] = {}
-    large: dict[torch.device, list[Tensor]] = {}
+    large: list[Tensor] = []
     for tensor in tensors:
-        (small if tensor.numel() <= SMALL else large).setdefault(tensor.device, []).append(tensor)
-    norms = []
-    for alike in small.values():
-        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        norms.append(torch.linalg.vector_norm(flat, order, dtype=_wide(flat)))
-    for alike in large.values():
-        norms += [torch.linalg.vector_norm(tensor, order, dtype=_wide(tensor)) for tensor in alike]
-    return norms
+        if tensor.numel() <= SMALL:
+            small.setdefault(tensor.device, []).append(tensor.reshape(-1))
+        else:
+            large.append(tensor)
+    large += [torch.cat(alike) for alike in small.values()]
+    return [torch.linalg.vector_norm(tensor, dtype=_wide(tensor)) for tensor in large]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

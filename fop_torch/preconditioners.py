@@ -184,6 +184,8 @@ class Dense(Form):
 
     def rows(self, T: Tensor) -> Tensor:
         """The parameter or gradient as rows `[n, m]`: its first dimension against all others."""
+        if T.dim() == 2:
+            return T
         return T.reshape(1, -1) if T.dim() < 2 else T.reshape(T.shape[0], -1)
 
     def width(self, shape: torch.Size) -> int:
