@@ -268,6 +268,7 @@ class FOP(Optimizer):
             "safe": safe,
             "max_norm": max_norm,
             "hyper_options": hyper_options or {},
+            "optimizers": (base.__name__, hyper.__name__),
         }
         super().__init__(params, {**self.base.defaults, **options})
         self.base.param_groups = self.param_groups
@@ -293,13 +294,7 @@ class FOP(Optimizer):
             if isinstance(p, Tensor):
                 _check_parameter(p)
                 kind, rank = resolve(p.shape, options["preconditioner"], options["rank"])
-                if kind != "none":
-                    FORMS[kind].check(p.shape)
-                    if options["normalize"] and not FORMS[kind].matrix_form:
-                        kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
-                        raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
-                    if options["safe"] is not None and not FORMS[kind].positive:
-                        raise ValueError(f"safe: {kind!r} may become negative by design; use 'scalar' or 'diagonal'")
+                _check_form(p.shape, kind, options)
                 forms.append(kind)
                 ranks.append(rank)
         count = sum(len(group["params"]) for group in self.param_groups)
@@ -356,7 +351,7 @@ class FOP(Optimizer):
         """Make the hyper-optimizer for the factors M as they are, keeping the state of those it had."""
         groups = [
             {
-                "params": [self.state[p]["M"] for p in group["params"] if p in self.state],
+                "params": [self.state[p]["M"] for p in group["params"] if "M" in self.state.get(p, {})],
                 "lr": group["hyper_lr"],
                 **group["hyper_options"],
             }
@@ -403,10 +398,9 @@ class FOP(Optimizer):
         for i, p in enumerate(p for group in self.param_groups for p in group["params"]):
             own = self.state.get(p)
             if own:
-                entry = packed["state"].setdefault(i, {})
-                entry.update(own)
-                for key, value in self._hyper_state(own["M"]).items():
-                    entry[f"hyper_{key}"] = value
+                # A new dictionary: the base hands out its own.
+                hyper = {f"hyper_{key}": value for key, value in self._hyper_state(own["M"]).items()}
+                packed["state"][i] = {**packed["state"].get(i, {}), **own, **hyper}
         for post in self._optimizer_state_dict_post_hooks.values():
             packed = post(self, packed) or packed
         return packed
@@ -418,53 +412,82 @@ class FOP(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`, to the last bit; M keeps its own precision.
 
+        Options, forms and ranks become the checkpoint's. One of the base optimizer alone loads too: what FOP adds to
+        it stays as it is.
+
         Raises:
-            ValueError: If groups or shapes do not match; nothing is changed then.
+            TypeError: If it is no checkpoint.
+            ValueError: If it is of other parameters or optimizers, or incomplete; nothing is changed then.
         """
+        if not isinstance(state_dict, dict):
+            raise TypeError(f"state_dict: expected what state_dict() gave, got {type(state_dict).__name__}")
         state_dict = dict(state_dict)
         for pre in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre(self, state_dict) or state_dict
+        before = self.state, self.param_groups, self.base.state, self.hyper
+        try:
+            self._load(state_dict)
+        except Exception:
+            # Loading makes new dictionaries; the old ones are as they were.
+            self.state, self.param_groups, self.base.state, self.hyper = before
+            self.base.param_groups = self.param_groups
+            raise
+        for post in self._optimizer_load_state_dict_post_hooks.values():
+            post(self)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        missing = [repr(key) for key in ("state", "param_groups") if key not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict: expected what state_dict() gave, got one without {' and '.join(missing)}")
         params = [p for group in self.param_groups for p in group["params"]]
         indices = [i for group in state_dict["param_groups"] for i in group["params"]]
-        ours, hypers, bases = {}, {}, {}
+        own: dict[int, dict[str, Any]] = {}
+        hypers: dict[int, dict[str, Any]] = {}
+        bases: dict[int, dict[str, Any]] = {}
         for i, entry in state_dict["state"].items():
-            ours[i] = {key: entry[key] for key in OWN_STATE if key in entry}
+            own[i] = {key: entry[key] for key in OWN_STATE if key in entry}
             hypers[i] = {key[6:]: value for key, value in entry.items() if key.startswith("hyper_")}
             bases[i] = {k: v for k, v in entry.items() if k not in OWN_STATE and not k.startswith("hyper_")}
-        if len(indices) == len(params):
-            for i, p in zip(indices, params, strict=True):
-                saved = ours.get(i, {}).get("prev_grad")
-                if saved is not None and saved.shape != p.shape:
-                    raise ValueError(
-                        f"state_dict: parameter {i} has shape {list(p.shape)} here and {list(saved.shape)} in the "
-                        "checkpoint; build the optimizer for the model that was saved"
-                    )
+        bases = {i: entry for i, entry in bases.items() if entry}
         groups = deepcopy(state_dict["param_groups"])
         if len(groups) == len(self.param_groups):
             for group, saved in zip(self.param_groups, groups, strict=True):
+                if saved.get("optimizers", group["optimizers"]) != group["optimizers"]:
+                    raise ValueError(
+                        f"state_dict: saved with the base {saved['optimizers'][0]} and the hyper-optimizer "
+                        f"{saved['optimizers'][1]}, but here they are {' and '.join(group['optimizers'])}; build FOP as "
+                        "it was saved"
+                    )
+                if "forms" not in saved:  # the base's alone
+                    for i, p in zip(saved["params"], group["params"], strict=False):
+                        own[i] = {"M": self.state[p]["M"]} if "M" in self.state.get(p, {}) else {}
                 for key, value in group.items():
                     saved.setdefault(key, value)
-        bases = {i: entry for i, entry in bases.items() if entry}
         self.base.load_state_dict({"state": bases, "param_groups": groups})
         self.param_groups = self.base.param_groups
-        fresh: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-        for i, p in zip(indices, params, strict=True):
-            entry = ours.get(i) or ({"M": self.state[p]["M"]} if "M" in self.state.get(p, {}) else None)
-            if entry:
-                fresh[p] = {
-                    key: value.to(device=p.device, copy=True) if isinstance(value, Tensor) else value
-                    for key, value in entry.items()
-                }
-        self.state = fresh
+        _keep_numbers(self.base, dict(zip(params, [bases.get(i, {}) for i in indices], strict=True)))
+        self.state = defaultdict(dict)
+        learning: list[int] = []
+        remaining = iter(indices)
+        for group in self.param_groups:
+            self._check_options(group)
+            if not len(group["forms"]) == len(group["ranks"]) == len(group["params"]):
+                raise ValueError(f"state_dict: expected forms and ranks of {len(group['params'])} parameters")
+            for kind, rank, p in zip(group["forms"], group["ranks"], group["params"], strict=True):
+                i = next(remaining)
+                _check_form(p.shape, kind, group)
+                _check_entries(i, p, kind, rank, own.get(i, {}), hypers.get(i, {}), bases.get(i, {}))
+                if kind != "none":
+                    learning.append(i)
+                    self.state[p] = {key: value.to(device=p.device, copy=True) for key, value in own[i].items()}
         self.hyper = None
         self._build_hyper()
         if self.hyper is not None:
-            order = [i for i, p in zip(indices, params, strict=True) if p in fresh]
             packed = self.hyper.state_dict()
-            packed["state"] = {k: hypers[i] for k, i in enumerate(order) if hypers.get(i)}
+            packed["state"] = {k: hypers[i] for k, i in enumerate(learning) if hypers.get(i)}
             self.hyper.load_state_dict(packed)
-        for post in self._optimizer_load_state_dict_post_hooks.values():
-            post(self)
+            Ms = [M for group in self.hyper.param_groups for M in group["params"]]
+            _keep_numbers(self.hyper, dict(zip(Ms, [hypers.get(i, {}) for i in learning], strict=True)))
 
     # ------------------------------------------------------------------------------------------------- the step
 
@@ -776,6 +799,61 @@ def _grad(p: Tensor) -> Tensor:
 
 def _bytes(values: Iterable[Any]) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+def _keep_numbers(optimizer: Optimizer, saved: dict[Tensor, dict[str, Any]]) -> None:
+    """After `load_state_dict`: memory of its own for every entry, and single numbers as they were saved.
+
+    torch casts them to the parameter's dtype, in which NAdam's product of decays, say, would lose its digits.
+    """
+    for p, entries in saved.items():
+        loaded = optimizer.state.get(p, {})
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                loaded[key] = loaded[key].to(value.dtype if value.dim() == 0 else loaded[key].dtype, copy=True)
+                if value.dim() == 0:
+                    loaded[key].copy_(value)
+
+
+def _check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the form fits the parameter's shape and its group's options."""
+    if kind == "none":
+        return
+    if kind not in FORMS:
+        raise ValueError(f"forms: expected 'none' or one of {', '.join(FORMS)}, got {kind!r}")
+    FORMS[kind].check(shape)
+    if options["normalize"] and not FORMS[kind].matrix_form:
+        kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
+        raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
+    if options["safe"] is not None and not FORMS[kind].positive:
+        raise ValueError(f"safe: {kind!r} may become negative by design; use 'scalar' or 'diagonal'")
+
+
+def _check_entries(i: int, p: Tensor, kind: str, rank: int | None, own: Any, hyper: Any, base: Any) -> None:
+    """Raise `ValueError` unless what a checkpoint holds for parameter number i is complete and has its shapes."""
+    factor = None if kind == "none" else list(FORMS[kind].factor_shape(p.shape, rank))
+    shapes = {"M": factor, "prev_M": factor, "prev_grad": list(p.shape), "sensitivity": list(p.shape), "prev_lr": []}
+    needed = [] if factor is None else ["M", "prev_grad", "prev_lr"] if len(own) > 1 or hyper else ["M"]
+    for key in needed:
+        if key not in own:
+            raise ValueError(f"state_dict: parameter {i} lacks {key!r}; save what state_dict() gives, whole")
+    for name, value, shape in [
+        *((key, value, shapes[key]) for key, value in own.items() if factor is not None),
+        *((f"hyper_{key}", value, factor) for key, value in hyper.items() if factor is not None),
+        *((key, value, list(p.shape)) for key, value in base.items()),
+    ]:
+        found = list(value.shape) if isinstance(value, Tensor) else value
+        fits = found == shape
+        if name not in shapes:
+            # The optimizers of torch keep entries of the parameter's shape, sums over its dimensions, and numbers.
+            fits = not isinstance(value, Tensor) or (
+                len(found) <= len(shape) and all(a in (1, b) for a, b in zip(found[::-1], shape[::-1], strict=False))
+            )
+        if not fits:
+            raise ValueError(
+                f"state_dict: expected {name} of shape {shape} for parameter {i} of shape {list(p.shape)}, got "
+                f"{found}; build the optimizer for the model that was saved"
+            )
 
 
 def _check_parameter(p: Tensor) -> None:
