@@ -49,7 +49,7 @@ CHOICES = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Bucket:
     """Parameters of one group and form that take this step together; the lists are in the same order."""
 
@@ -59,7 +59,8 @@ class Bucket:
     params: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     Ms: list[Tensor] = field(default_factory=list)
-    Gs: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)  # as autograd left them
+    Gs: list[Tensor] = field(default_factory=list)  # in M's precision
     projected: Any = None
     slopes: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
@@ -97,17 +98,24 @@ class Bucket:
         else:
             self.slopes = list(torch._foreach_mul(slopes, torch._foreach_neg(lrs)))
 
-    def precondition(self) -> None:
-        """Form what the base optimizer will take for the gradient, in the memory of the gradient before."""
-        for state, G in zip(self.states, self.params, strict=True):
-            if not self.seen:
-                state["prev_grad"] = torch.zeros_like(_grad(G))
-        olds = [state["prev_grad"] for state in self.states]
-        free = self.group["through"] != "velocity" and all(
-            old.dtype == G.dtype and old.stride() == G.stride() and old.is_contiguous()
-            for old, G in zip(olds, self.Gs, strict=True)
-        )
-        self.steps = self.form.precondition(self.Ms, self.Gs, self.projected, olds if free else None)
+    def precondition(self, in_place: bool = True) -> None:
+        """Form what the base optimizer will take for the gradient.
+
+        Args:
+            in_place: Write it into the memory of the gradient before, which is no longer needed.
+        """
+        olds: list[Tensor] | None = None
+        if in_place and self.group["through"] != "velocity":
+            for p, state in zip(self.params, self.states, strict=True):
+                if not self.seen:
+                    state["prev_grad"] = torch.empty_like(_grad(p))
+            olds = [state["prev_grad"] for state in self.states]
+            alike = all(
+                old.dtype == G.dtype and old.stride() == G.stride() and old.is_contiguous()
+                for old, G in zip(olds, self.Gs, strict=True)
+            )
+            olds = olds if alike else None
+        self.steps = self.form.precondition(self.Ms, self.Gs, self.projected, olds)
         if self.group["normalize"]:
             torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
 
@@ -118,10 +126,13 @@ class Bucket:
             lr = lr * (1 + momentum)  # Nesterov's step is lr (p + momentum v), and v holds p once more
         M = self.Ms[0]
         used = lr.to(M, copy=True) if isinstance(lr, Tensor) else torch.full((), lr, dtype=M.dtype, device=M.device)
-        grads = [_grad(p) for p in self.params]
-        for state in self.states:
+        for p, state in zip(self.params, self.states, strict=True):
             state["prev_lr"] = used
-        kept = [state["prev_grad"] for state in self.states]
+            if not self.seen:
+                state["prev_grad"] = _grad(p).clone()
+        if not self.seen:
+            return
+        kept, grads = [state["prev_grad"] for state in self.states], [_grad(p) for p in self.params]
         if self.group["through"] == "velocity":
             torch._foreach_mul_(kept, momentum)
             torch._foreach_add_(kept, grads)
@@ -455,8 +466,8 @@ class FOP(Optimizer):
                 if saved.get("optimizers", group["optimizers"]) != group["optimizers"]:
                     raise ValueError(
                         f"state_dict: saved with the base {saved['optimizers'][0]} and the hyper-optimizer "
-                        f"{saved['optimizers'][1]}, but here they are {' and '.join(group['optimizers'])}; build FOP as "
-                        "it was saved"
+                        f"{saved['optimizers'][1]}, but here they are {' and '.join(group['optimizers'])}; build FOP "
+                        "as it was saved"
                     )
                 if "forms" not in saved:  # the base's alone
                     for i, p in zip(saved["params"], group["params"], strict=False):
@@ -512,15 +523,45 @@ class FOP(Optimizer):
                 loss = closure()
         buckets, bare = self._sort()
         late = [bucket for bucket in buckets if bucket.group["order"] == "m-first"]
+        paper = [bucket for bucket in buckets if bucket.group["order"] == "paper"]
         for bucket in buckets:
             bucket.look_back()
+        if torch.compiler.is_compiling():
+            for bucket in paper:
+                bucket.precondition(in_place=False)
+        well, before = self._prepare(buckets, bare, late)
+        if well is False:
+            return loss
+        try:
+            _bare_step(self.base)
+        finally:
+            for bucket in buckets:
+                for p, grad in zip(bucket.params, bucket.grads, strict=True):
+                    p.grad = grad
+        for bucket in buckets:
+            bucket.remember()
+        if before is not None and isinstance(well, Tensor):
+            before.restore_unless(well)
+            self._skipped = self._skipped + ~well
+        return loss
+
+    # A compiled step is cut here and nowhere else: the host may have to look at a number.
+    @torch._dynamo.disable
+    def _prepare(
+        self, buckets: list[Bucket], bare: list[Tensor], late: list[Bucket]
+    ) -> tuple[bool | Tensor | None, Snapshot | None]:
+        """Look whether all is finite, move the factors M, and lay the preconditioned gradients before the base.
+
+        Returns:
+            Whether the step is to be taken (see `_well`), and the way back where that is not known yet.
+        """
         well = self._well(buckets, bare)
         if well is False:
             self._skip()
-            return loss
+            return False, None
         before = self._before(buckets, bare, well) if isinstance(well, Tensor) or (well and late) else None
         for bucket in buckets:
-            if bucket not in late:
+            if bucket.group["order"] == "paper" and not bucket.steps:
                 bucket.precondition()
         self._move_factors(buckets)
         if before is not None and late:
@@ -531,14 +572,16 @@ class FOP(Optimizer):
             elif not small:
                 before.restore()
                 self._skip()
-                return loss
+                return False, None
         for bucket in late:
             bucket.precondition()
-        self._move_parameters(buckets)
-        if before is not None and isinstance(well, Tensor):
-            before.restore_unless(well)
-            self._skipped = self._skipped + ~well
-        return loss
+        for bucket in buckets:
+            for p, step in zip(bucket.params, bucket.steps, strict=True):
+                p.grad = step if step.dtype == p.dtype else step.to(p.dtype)
+            if bucket.group["through"] == "step" and not isinstance(self.base, SGD):
+                for p, state in zip(bucket.params, bucket.states, strict=True):
+                    state["sensitivity"] = adam_sensitivity(p, self.base.state[p], bucket.group)
+        return well, before
 
     def _sort(self) -> tuple[list[Bucket], list[Tensor]]:
         """Parameters with a gradient, in buckets by group and form; and the other parameters with one."""
@@ -569,6 +612,7 @@ class FOP(Optimizer):
                 bucket.params.append(p)
                 bucket.states.append(state)
                 bucket.Ms.append(M)
+                bucket.grads.append(grad)
                 bucket.Gs.append(grad if grad.dtype == M.dtype else grad.to(M.dtype))
         return list(buckets.values()), bare
 
@@ -591,8 +635,7 @@ class FOP(Optimizer):
         # Each hypergradient is made of all entries of the gradient: where there is one, it is looked at alone.
         tensors = [_grad(p) for p in bare] + [each for bucket in buckets for each in bucket.slopes or bucket.Gs]
         sizes = total_sizes(tensors, [M for bucket in buckets for M in bucket.Ms])
-        on_host = sizes[0].device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_host or not self._settled(buckets):
+        if sizes[0].device.type == "cpu" or not self._settled(buckets):
             return all(math.isfinite(size) for size in sizes)
         return finite(sizes)
 
@@ -646,30 +689,13 @@ class FOP(Optimizer):
         for bucket in learning:
             for M, slope in zip(bucket.Ms, bucket.slopes, strict=True):
                 M.grad = slope
-        self.hyper.step()
+        _bare_step(self.hyper)
         for bucket in learning:
             for M in bucket.Ms:
                 M.grad = None
                 self.hyper.state[M]  # from now on its state is known to exist, be it empty
             if bucket.group["max_norm"] is not None:
                 bucket.form.limit(bucket.Ms, bucket.group["max_norm"])
-
-    def _move_parameters(self, buckets: list[Bucket]) -> None:
-        """Let the base optimizer step along the preconditioned gradients, and remember this step."""
-        grads = [(p, p.grad) for bucket in buckets for p in bucket.params]
-        try:
-            for bucket in buckets:
-                for p, step in zip(bucket.params, bucket.steps, strict=True):
-                    p.grad = step if step.dtype == p.dtype else step.to(p.dtype)
-                if bucket.group["through"] == "step" and not isinstance(self.base, SGD):
-                    for p, state in zip(bucket.params, bucket.states, strict=True):
-                        state["sensitivity"] = adam_sensitivity(p, self.base.state[p], bucket.group)
-            self.base.step()
-        finally:
-            for p, grad in grads:
-                p.grad = grad
-        for bucket in buckets:
-            bucket.remember()
 
     # ------------------------------------------------------------------------------------------ what it learned
 
@@ -787,6 +813,11 @@ def learned(kind: str, M: Tensor, grad: Tensor, normalize: bool) -> Learned:
     )  # fmt: skip
 
 
+def _bare_step(optimizer: Optimizer) -> None:
+    """Step without torch's wrappers: hooks and profiler ranges are FOP's own, and a wrapper cuts a compiled graph."""
+    inspect.unwrap(type(optimizer).step)(optimizer)
+
+
 def _factor_dtype(p: Tensor) -> torch.dtype:
     # Small changes of M would be lost in half precision.
     return torch.float64 if p.dtype == torch.float64 else torch.float32
@@ -831,28 +862,29 @@ def _check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
 
 def _check_entries(i: int, p: Tensor, kind: str, rank: int | None, own: Any, hyper: Any, base: Any) -> None:
     """Raise `ValueError` unless what a checkpoint holds for parameter number i is complete and has its shapes."""
-    factor = None if kind == "none" else list(FORMS[kind].factor_shape(p.shape, rank))
-    shapes = {"M": factor, "prev_M": factor, "prev_grad": list(p.shape), "sensitivity": list(p.shape), "prev_lr": []}
-    needed = [] if factor is None else ["M", "prev_grad", "prev_lr"] if len(own) > 1 or hyper else ["M"]
-    for key in needed:
-        if key not in own:
-            raise ValueError(f"state_dict: parameter {i} lacks {key!r}; save what state_dict() gives, whole")
-    for name, value, shape in [
-        *((key, value, shapes[key]) for key, value in own.items() if factor is not None),
-        *((f"hyper_{key}", value, factor) for key, value in hyper.items() if factor is not None),
-        *((key, value, list(p.shape)) for key, value in base.items()),
-    ]:
-        found = list(value.shape) if isinstance(value, Tensor) else value
-        fits = found == shape
-        if name not in shapes:
+    shapes: dict[str, list[int]] = {"prev_grad": list(p.shape), "sensitivity": list(p.shape), "prev_lr": []}
+    held = [(key, value, list(p.shape)) for key, value in base.items()]
+    if kind != "none":
+        shape = list(FORMS[kind].factor_shape(p.shape, rank))
+        shapes |= {"M": shape, "prev_M": shape}
+        held += [(key, value, shapes[key]) for key, value in own.items()]
+        held += [(f"hyper_{key}", value, shape) for key, value in hyper.items()]
+        for key in ["M", "prev_grad", "prev_lr"] if len(own) > 1 or hyper else ["M"]:
+            if key not in own:
+                raise ValueError(f"state_dict: parameter {i} lacks {key!r}; save what state_dict() gives, whole")
+    for name, value, shape in held:
+        found = list(value.shape) if isinstance(value, Tensor) else None
+        if name in shapes:
+            fits = found == shape
+        else:
             # The optimizers of torch keep entries of the parameter's shape, sums over its dimensions, and numbers.
-            fits = not isinstance(value, Tensor) or (
+            fits = found is None or (
                 len(found) <= len(shape) and all(a in (1, b) for a, b in zip(found[::-1], shape[::-1], strict=False))
             )
         if not fits:
             raise ValueError(
                 f"state_dict: expected {name} of shape {shape} for parameter {i} of shape {list(p.shape)}, got "
-                f"{found}; build the optimizer for the model that was saved"
+                f"{value if found is None else found}; build the optimizer for the model that was saved"
             )
 
 
