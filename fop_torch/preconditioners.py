@@ -20,45 +20,63 @@ from torch import Tensor
 Tensors = Sequence[Tensor]
 
 
-def times(G: Tensor, P: Tensor, out: Tensor | None = None) -> Tensor:
-    """`G P` for few columns and very many rows.
+def _in_pairs(gradients: Tensors) -> bool:
+    """May rows go in pairs? See `times`."""
+    return all(G.dim() == 2 and G.shape[0] % 2 == 0 and G.shape[1] <= 16 for G in gradients)
+
+
+def times(gradients: Tensors, P: Tensor, outs: Sequence[Tensor | None]) -> list[Tensor]:
+    """`G P` for each of several layers, for few columns and very many rows.
 
     Args:
-        G: `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
-        P: `[m, m]`, symmetric.
-        out: Where to write it, laid out as G.
+        gradients: L of them, each `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
+        P: `[L, m, m]`, symmetric.
+        outs: Where to write each, laid out as the gradient, or None.
 
     Returns:
-        The product, of G's shape. Pairs of rows go through `diag(P, P)`: matrix products this narrow run at a
-        fraction of the machine's speed, and twice the width takes less than half the time (the page on costs).
+        The products, of the gradients' shapes. Pairs of rows go through `diag(P, P)`: matrix products this narrow
+        run at a fraction of the machine's speed, and twice the width takes less than half the time (the page on
+        costs).
     """
-    if G.dim() == 3:
-        return torch.bmm(P.expand(len(G), -1, -1), G, out=out)
-    n, m = G.shape
-    if n % 2 or m > 16:
-        return torch.mm(G, P, out=out)
-    pairs = (n // 2, 2 * m)
-    return torch.mm(G.view(pairs), torch.block_diag(P, P), out=None if out is None else out.view(pairs)).view(n, m)
+    m = P.shape[-1]
+    if _in_pairs(gradients):
+        twice = P.new_zeros(len(P), 2 * m, 2 * m)
+        twice[:, :m, :m] = P
+        twice[:, m:, m:] = P
+        return [
+            torch.mm(G.view(-1, 2 * m), K, out=None if out is None else out.view(-1, 2 * m)).view(G.shape)
+            for G, K, out in zip(gradients, twice.unbind(), outs, strict=True)
+        ]
+    return [
+        torch.mm(G, K, out=out) if G.dim() == 2 else torch.bmm(K.expand(len(G), -1, -1), G, out=out)
+        for G, K, out in zip(gradients, P.unbind(), outs, strict=True)
+    ]
 
 
-def gram(G: Tensor, H: Tensor) -> Tensor:
-    """`G^T H` for few columns and very many rows.
+def grams(gradients: Tensors, previous: Tensors) -> Tensor:
+    """`G^T H` for each of several layers, for few columns and very many rows.
 
     Args:
-        G: `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
-        H: The same.
+        gradients: L of them, each `[n, m]`, or `[o, m, i]` for kernels whose channels lie last in memory.
+        previous: The same, H.
 
     Returns:
-        `[m, m]`. Rows are taken in pairs, as in `times`, and in chunks besides that the processor's cores share;
+        `[L, m, m]`. Rows are taken in pairs, as in `times`, and in chunks besides that the processor's cores share;
         the blocks on the diagonal are then added.
     """
-    if G.dim() == 3:
-        return torch.bmm(G, H.mT).sum(0)
-    n, m = G.shape
-    width = 2 if n % 2 == 0 and m <= 16 else 1
-    chunks = math.gcd(8, n // width)
-    blocks = torch.bmm(G.view(chunks, -1, width * m).mT, H.view(chunks, -1, width * m)).sum(0)
-    return blocks if width == 1 else blocks[:m, :m] + blocks[m:, m:]
+    m = gradients[0].shape[1]
+    width = 2 * m if _in_pairs(gradients) else m
+    blocks = []
+    for G, H in zip(gradients, previous, strict=True):
+        if G.dim() == 3:
+            blocks.append(torch.bmm(G, H.mT).sum(0, keepdim=True))
+        else:
+            chunks = math.gcd(8, G.numel() // width)
+            blocks.append(torch.bmm(G.view(chunks, -1, width).mT, H.view(chunks, -1, width)))
+    if any(block.shape != blocks[0].shape for block in blocks):
+        blocks = [block.sum(0, keepdim=True) for block in blocks]
+    found = torch.stack(blocks).sum(1)
+    return found if width == m else found[:, :m, :m] + found[:, m:, m:]
 
 
 def norm_from_above(K: Tensor) -> Tensor:
@@ -313,26 +331,19 @@ class Spatial(Dense):
     ) -> list[Tensor]:
         """`G P`."""
         M = torch.stack(tuple(Ms))
-        Ps = torch.bmm(M, M.mT).unbind()
-        found = []
-        for G, P, out in zip(Gs, Ps, outs or [None] * len(Gs), strict=True):
-            product = times(self.rows(G), P, None if out is None else self.rows(out))
-            if product.dim() == 3:
-                found.append(product.view(G.movedim(1, -1).shape).movedim(-1, 1))
-            else:
-                found.append(product.view(G.shape))
-        return found
+        into = [None if out is None else self.rows(out) for out in outs or [None] * len(Gs)]
+        found = times([self.rows(G) for G in Gs], torch.bmm(M, M.mT), into)
+        return [
+            product.view(G.shape) if product.dim() == 2 else product.view(G.movedim(1, -1).shape).movedim(-1, 1)
+            for G, product in zip(Gs, found, strict=True)
+        ]
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`(G^T H + H^T G) M`."""
-        grams = []
-        for G, H in zip(Gs, Hs, strict=True):
-            g, h = self.rows(G), self.rows(H)
-            # The two gradients lie alike in memory unless somebody changed the layout between two steps.
-            if g.shape != h.shape:
-                g, h = self.rows(G.contiguous()), self.rows(H.contiguous())
-            grams.append(gram(g, h))
-        C = torch.stack(grams)
+        if any(G.stride() != H.stride() for G, H in zip(Gs, Hs, strict=True)):
+            # They lie alike in memory unless somebody changed the layout between two steps.
+            Gs, Hs = [G.contiguous() for G in Gs], [H.contiguous() for H in Hs]
+        C = grams([self.rows(G) for G in Gs], [self.rows(H) for H in Hs])
         return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
 
 
