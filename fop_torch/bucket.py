@@ -1,0 +1,141 @@
+"""Parameters that take a step together: the hypergradients, the preconditioned gradients, what is remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fop_torch.preconditioners import Form, safe_factor
+
+
+def gradient(p: Tensor) -> Tensor:
+    """The gradient of a parameter that is known to have one."""
+    assert p.grad is not None
+    return p.grad
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Parameters of one group and form that take this step together; the lists are in the same order."""
+
+    group: dict[str, Any]
+    form: Form
+    seen: bool  # is there a gradient of an earlier step?
+    params: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    Ms: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)  # as autograd left them
+    Gs: list[Tensor] = field(default_factory=list)  # in M's precision
+    projected: Any = None
+    slopes: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+
+    def look_back(self) -> None:
+        """Form the hypergradients, from this gradient, the one before and M as it is."""
+        group, form = self.group, self.form
+        paper = group["order"] == "paper"
+        if paper:
+            self.projected = form.project(self.Ms, self.Gs)
+        if not self.seen or group["hyper_lr"] == 0:
+            return
+        at, Gs, projected = self.Ms, self.Gs, self.projected
+        if paper and group["index"] == "exact":
+            at, projected = [state["prev_M"] for state in self.states], None
+        if group["through"] == "step" and "sensitivity" in self.states[0]:
+            Gs = list(torch._foreach_mul(Gs, [state["sensitivity"] for state in self.states]))
+            projected = None
+        Hs = [state["prev_grad"].to(M.dtype) for state, M in zip(self.states, at, strict=True)]
+        slopes = form.slopes(at, Gs, Hs, projected)
+        if group["normalize"]:
+            scales = form.scales(at)
+            if group["through_norm"]:
+                slopes = form.norm_slopes(at, Gs, Hs, slopes, scales)
+            else:
+                slopes = list(torch._foreach_mul(slopes, scales))
+        lrs = [state["prev_lr"] for state in self.states]
+        if group["safe"] is not None:
+            shortened = [
+                safe_factor(G, H, group["hyper_lr"] * lr, group["safe"]) for G, H, lr in zip(Gs, Hs, lrs, strict=True)
+            ]
+            slopes = list(torch._foreach_mul(slopes, shortened))
+        if all(lr is lrs[0] for lr in lrs):
+            self.slopes = list(torch._foreach_mul(slopes, -lrs[0]))
+        else:
+            self.slopes = list(torch._foreach_mul(slopes, torch._foreach_neg(lrs)))
+
+    def precondition(self, in_place: bool = True) -> None:
+        """Form what the base optimizer will take for the gradient.
+
+        Args:
+            in_place: Write it into the memory of the gradient before, which is no longer needed.
+        """
+        olds: list[Tensor] | None = None
+        if in_place and self.group["through"] != "velocity":
+            for p, state in zip(self.params, self.states, strict=True):
+                if not self.seen:
+                    state["prev_grad"] = torch.empty_like(gradient(p))
+            olds = [state["prev_grad"] for state in self.states]
+            alike = all(
+                old.dtype == G.dtype and old.stride() == G.stride() and old.is_contiguous()
+                for old, G in zip(olds, self.Gs, strict=True)
+            )
+            olds = olds if alike else None
+        self.steps = self.form.precondition(self.Ms, self.Gs, self.projected, olds)
+        if self.group["normalize"]:
+            torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
+
+    def remember(self) -> None:
+        """Keep this step's gradient and learning rate for the next hypergradient."""
+        lr, momentum = self.group["lr"], self.group.get("momentum", 0)
+        if self.group["through"] == "step" and self.group.get("nesterov"):
+            lr = lr * (1 + momentum)  # Nesterov's step is lr (p + momentum v), and v holds p once more
+        M = self.Ms[0]
+        used = lr.to(M, copy=True) if isinstance(lr, Tensor) else torch.full((), lr, dtype=M.dtype, device=M.device)
+        for p, state in zip(self.params, self.states, strict=True):
+            state["prev_lr"] = used
+            if not self.seen:
+                state["prev_grad"] = gradient(p).clone()
+        if not self.seen:
+            return
+        kept, grads = [state["prev_grad"] for state in self.states], [gradient(p) for p in self.params]
+        if self.group["through"] == "velocity":
+            torch._foreach_mul_(kept, momentum)
+            torch._foreach_add_(kept, grads)
+        else:
+            torch._foreach_copy_(kept, grads)
+
+
+def adam_sensitivity(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """How Adam's next change moves with its gradient: the diagonal `du/dp`, per unit of learning rate.
+
+    `u = m_hat / (sqrt(v_hat) + eps)`, so `du/dp = c1 / (sqrt(v_hat) + eps) - m_hat c2 p / (sqrt(v_hat) (...)^2)`
+    with `c = (1 - beta) / (1 - beta^t)`. The paper leaves it out; `fop_theory.adam` derives it.
+
+    Args:
+        p: Parameter whose `grad` is what Adam will be fed.
+        state: Adam's state before the step.
+        group: Adam's options.
+
+    Returns:
+        Of the parameter's shape.
+    """
+    grad = gradient(p)
+    if group["maximize"]:
+        grad = -grad
+    if group["weight_decay"] and not group["decoupled_weight_decay"]:
+        grad = grad + group["weight_decay"] * p
+    b1, b2 = group["betas"]
+    step = state.get("step", 0)
+    # A count kept on the host is a float32 tensor: as a number it costs no wait, and no digits of beta^t.
+    on_host = isinstance(step, Tensor) and step.device.type == "cpu" and not torch.compiler.is_compiling()
+    t = 1 + (step.item() if on_host else step)
+    first = b1 * state["exp_avg"] + (1 - b1) * grad if state else (1 - b1) * grad
+    second = b2 * state["exp_avg_sq"] + (1 - b2) * grad.square() if state else (1 - b2) * grad.square()
+    root = (second / (1 - b2**t)).sqrt()
+    size = root + group["eps"]
+    # Where all gradients were zero, the quotient is 0/0 and its limit, with m = 0, is zero.
+    bend = torch.where(root > 0, first * grad / root, 0) / (1 - b1**t) * ((1 - b2) / (1 - b2**t))
+    return (1 - b1) / (1 - b1**t) / size - bend / size.square()

@@ -1,0 +1,99 @@
+"""The options of a parameter group, and what is wrong with them: one clear error before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from fop_torch.preconditioners import FORMS
+
+#: FOP's own options: the defaults of every parameter group, beside the base optimizer's.
+OPTIONS: dict[str, Any] = {
+    "hyper_lr": 1e-4,
+    "preconditioner": "auto",
+    "rank": None,
+    "normalize": False,
+    "through_norm": True,
+    "order": "paper",
+    "index": "printed",
+    "through": "plain",
+    "scale": 0.01,
+    "safe": None,
+    "max_norm": None,
+}
+CHOICES = {
+    "order": ("paper", "m-first"),
+    "index": ("printed", "exact"),
+    "through": ("plain", "step", "velocity"),
+    "nonfinite": ("skip", "ignore"),
+}
+
+
+def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) -> None:
+    """Raise `ValueError` unless a group's options are in range and go together."""
+    for name in ("order", "index", "through"):
+        if options[name] not in CHOICES[name]:
+            raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}, got {options[name]!r}")
+    lr = options["hyper_lr"]
+    if not (isinstance(lr, (int, float)) and 0 <= lr < math.inf):
+        raise ValueError(f"hyper_lr: expected a finite number, at least 0, got {lr!r}")
+    rank = options["rank"]
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+        raise ValueError(f"rank: expected a whole number, at least 0, or None, got {rank!r}")
+    if not 0 <= options["scale"] < math.inf:
+        raise ValueError(f"scale: expected a finite number, at least 0, got {options['scale']!r}")
+    if options["max_norm"] is not None and not options["max_norm"] > 0:
+        raise ValueError(f"max_norm: expected a positive number or None, got {options['max_norm']!r}")
+    if options["safe"] is not None:
+        if not 0 < options["safe"] < 1:
+            raise ValueError(f"safe: expected a number between 0 and 1 or None, got {options['safe']!r}")
+        plain = hyper_class is SGD and not set(options["hyper_options"]) - {"foreach", "fused"}
+        multiplies = options["order"] == "m-first" or options["index"] == "printed"
+        if not (plain and multiplies and not options["normalize"] and options["through"] != "step"):
+            raise ValueError(
+                "safe: the bound holds where the update of M is (I + a S) M: use hyper=torch.optim.SGD without "
+                "momentum, index='printed' or order='m-first', through='plain', and no normalize"
+            )
+    if options["through"] == "velocity" and (not isinstance(base, SGD) or options["dampening"]):
+        raise ValueError("through: 'velocity' needs torch.optim.SGD as the base, without dampening")
+    if options["through"] == "step":
+        known = type(base) in (SGD, Adam, AdamW)
+        if not known or options.get("dampening") or options.get("amsgrad"):
+            raise ValueError(
+                "through: 'step' is known for SGD (without dampening), Adam and AdamW (without amsgrad), got "
+                f"{type(base).__name__}; use through='plain'"
+            )
+        if type(base) is not SGD and options["order"] == "paper" and options["index"] == "printed":
+            raise ValueError(
+                "through: Adam's step can be differentiated only at the M that made it; "
+                "use index='exact' or order='m-first' with through='step'"
+            )
+
+
+def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the form fits the parameter's shape and its group's options."""
+    if kind == "none":
+        return
+    if kind not in FORMS:
+        raise ValueError(f"forms: expected 'none' or one of {', '.join(FORMS)}, got {kind!r}")
+    FORMS[kind].check(shape)
+    if options["normalize"] and not FORMS[kind].matrix_form:
+        kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
+        raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
+    if options["safe"] is not None and not FORMS[kind].positive:
+        raise ValueError(f"safe: {kind!r} may become negative by design; use 'scalar' or 'diagonal'")
+
+
+def check_parameter(p: Tensor) -> None:
+    """Raise `TypeError` unless FOP can take this parameter."""
+    if not p.dtype.is_floating_point:
+        raise TypeError(f"params: expected real floating-point parameters, got one of shape {list(p.shape)}, {p.dtype}")
+    if hasattr(p, "device_mesh"):
+        raise TypeError(
+            f"params: sharded parameters (DTensor) are not supported, got one of shape {list(p.shape)}; "
+            "use DistributedDataParallel, or keep the torch optimizer for this parameter"
+        )
