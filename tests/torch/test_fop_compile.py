@@ -1,4 +1,4 @@
-"""The step under torch.compile: no more cuts than torch's SGD, nothing compiled after the second step, equal numbers."""
+"""The step under torch.compile: cut no more often than torch's SGD, compiled twice and no more, equal numbers."""
 
 from __future__ import annotations
 
