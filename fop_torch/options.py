@@ -48,6 +48,13 @@ def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) ->
         raise ValueError(f"scale: expected a finite number, at least 0, got {options['scale']!r}")
     if options["max_norm"] is not None and not options["max_norm"] > 0:
         raise ValueError(f"max_norm: expected a positive number or None, got {options['max_norm']!r}")
+    if options["max_norm"] is not None and options["normalize"]:
+        raise ValueError("max_norm: with normalize the size of M has no effect; the norm of P is at most sqrt(m) there")
+    try:
+        # The hyper-optimizer checks its own options, on a factor of one entry.
+        hyper_class([torch.zeros(1, 1)], lr=lr, **options["hyper_options"])
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"hyper_options: {error}") from error
     if options["safe"] is not None:
         if not 0 < options["safe"] < 1:
             raise ValueError(f"safe: expected a number between 0 and 1 or None, got {options['safe']!r}")
@@ -84,6 +91,10 @@ def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
     if options["normalize"] and not FORMS[kind].matrix_form:
         kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
         raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
+    if kind == "low_rank" and options["max_norm"] is not None and options["max_norm"] < 1:
+        raise ValueError(
+            f"max_norm: I + M M^T has a norm of at least 1, got {options['max_norm']!r}; use 'dense' for smaller steps"
+        )
     if options["safe"] is not None and not FORMS[kind].positive:
         raise ValueError(f"safe: {kind!r} may become negative by design; use 'scalar' or 'diagonal'")
 
