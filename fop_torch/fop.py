@@ -340,9 +340,15 @@ class FOP(Optimizer):
                 return False, None
         for bucket in late:
             bucket.precondition()
+        for p in bare:
+            self.base.state[p]  # from now on its state is known to exist, be it empty
         for bucket in buckets:
             for p, step in zip(bucket.params, bucket.steps, strict=True):
-                p.grad = step if step.dtype == p.dtype else step.to(p.dtype)
+                if step.dtype != p.dtype:
+                    if p.dtype == torch.float16:  # P may take a gradient out of its narrow range
+                        step = step.clamp(torch.finfo(p.dtype).min, torch.finfo(p.dtype).max)
+                    step = step.to(p.dtype)
+                p.grad = step
             if bucket.group["through"] == "step" and not isinstance(self.base, SGD):
                 for p, state in zip(bucket.params, bucket.states, strict=True):
                     state["sensitivity"] = adam_sensitivity(p, self.base.state[p], bucket.group)
@@ -397,36 +403,48 @@ class FOP(Optimizer):
         """
         if self._nonfinite == "ignore" or not (buckets or bare):
             return None
-        # Each hypergradient is made of all entries of the gradient: where there is one, it is looked at alone.
-        tensors = [gradient(p) for p in bare] + [each for bucket in buckets for each in bucket.slopes or bucket.Gs]
+        # Each hypergradient is made of all entries of the gradient: where there is one, it is looked at alone, unless
+        # Adam's derivative scales it.
+        tensors = [gradient(p) for p in bare]
+        for bucket in buckets:
+            tensors += bucket.slopes or bucket.Gs
+            if bucket.slopes and bucket.group["through"] == "step":
+                tensors += bucket.Gs
         sizes = total_sizes(tensors, [M for bucket in buckets for M in bucket.Ms])
-        if sizes[0].device.type == "cpu" or not self._settled(buckets):
+        if sizes[0].device.type == "cpu" or not self._settled(buckets, bare):
             return all(math.isfinite(size) for size in sizes)
         return finite(sizes)
 
-    def _settled(self, buckets: list[Bucket]) -> bool:
+    def _settled(self, buckets: list[Bucket], bare: list[Tensor]) -> bool:
         """Do all states exist already, on their parameter's device?"""
+        for p in bare:
+            if p not in self.base.state or _elsewhere(self.base.state[p], p):
+                return False
         for bucket in buckets:
             if not bucket.seen:
                 return False
             for p, M in zip(bucket.params, bucket.Ms, strict=True):
                 if bucket.slopes and (self.hyper is None or M not in self.hyper.state):
                     return False
-                entries = [*self.base.state.get(p, {}).values(), *self._hyper_state(M).values()]
-                if any(isinstance(entry, Tensor) and entry.device != p.device for entry in entries):
+                if _elsewhere(self.base.state.get(p, {}), p) or _elsewhere(self._hyper_state(M), p):
                     return False
         return True
 
     def _before(self, buckets: list[Bucket], bare: list[Tensor], well: bool | Tensor) -> Snapshot:
         """The way back: of the factors, and of the parameters too if the host will not know."""
-        Ms = [M for bucket in buckets for M in bucket.Ms]
-        states = [self.hyper.state[M] for M in Ms] if self.hyper is not None else []
-        if not isinstance(well, Tensor):
-            return Snapshot(Ms, states)
-        params = bare + [p for bucket in buckets for p in bucket.params]
-        states += [state for bucket in buckets for state in bucket.states]
-        states += [self.base.state[p] for p in params if p in self.base.state]
-        return Snapshot(params, states)
+        learning = [M for bucket in buckets if bucket.slopes for M in bucket.Ms]
+        states: list[tuple[dict[Tensor, Any], Tensor]] = []
+        if self.hyper is not None:
+            states += [(self.hyper.state, M) for M in learning]
+        own = [p for bucket in buckets for p in bucket.params]
+        if isinstance(well, Tensor):
+            moved = bare + own
+            states += [(self.base.state, p) for p in moved if p in self.base.state]
+        else:
+            # The host will know before the base moves, but after the gradients of the last step are written over.
+            moved = learning
+            own = [p for bucket in buckets if bucket.group["order"] == "paper" for p in bucket.params]
+        return Snapshot(moved, states + [(self.state, p) for p in own])
 
     def _skip(self) -> None:
         """Count a skipped step; say so the first time."""
@@ -494,6 +512,10 @@ class FOP(Optimizer):
 def _bare_step(optimizer: Optimizer) -> None:
     """Step without torch's wrappers: hooks and profiler ranges are FOP's own, and a wrapper cuts a compiled graph."""
     inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def _elsewhere(state: dict[str, Any], p: Tensor) -> bool:
+    return any(isinstance(entry, Tensor) and entry.device != p.device for entry in state.values())
 
 
 def _factor_dtype(p: Tensor) -> torch.dtype:

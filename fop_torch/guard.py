@@ -55,14 +55,17 @@ class Snapshot:
 
     Args:
         tensors: Tensors that are changed in place.
-        states: Dictionaries whose tensors may be changed or replaced and to which entries may be added.
+        states: An optimizer's states and a key of them each: dictionaries that may not exist yet, whose tensors may be
+            changed or replaced and to which entries may be added.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], states: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], states: Iterable[tuple[dict[Tensor, Any], Tensor]]) -> None:
         self._tensors = [(tensor, tensor.clone()) for tensor in tensors]
+        states = list(states)
+        self._absent = [(all_states, key) for all_states, key in states if key not in all_states]
         self._states = [
             (state, dict(state), {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
-            for state in states
+            for state in (all_states[key] for all_states, key in states if key in all_states)
         ]
 
     def restore(self) -> None:
@@ -74,11 +77,22 @@ class Snapshot:
             state.update(entries)
             for key, old in olds.items():
                 state[key].copy_(old)
+        for all_states, absent in self._absent:
+            all_states.pop(absent, None)
 
     def restore_unless(self, well: Tensor) -> None:
-        """Put tensors back where the 0-d `well` is false; the host doesn't learn which it was."""
+        """Put tensors back where the 0-d `well` is false; the host doesn't learn which. All states must exist."""
         for tensor, old in self._tensors:
             tensor.copy_(torch.where(well, tensor, old))
-        for state, _, olds in self._states:
+        # Parameters share the number that the step put in place of theirs, but not always the one before.
+        chosen: dict[tuple[int, int], Tensor] = {}
+        for state, entries, olds in self._states:
             for key, old in olds.items():
-                state[key].copy_(torch.where(well, state[key], old))
+                now, before = state[key], entries[key]
+                if now is before:
+                    now.copy_(torch.where(well, now, old))
+                else:
+                    pair = (id(now), id(before))
+                    if pair not in chosen:
+                        chosen[pair] = torch.where(well, now, old)
+                    state[key] = chosen[pair]
