@@ -38,7 +38,7 @@ def resolve(shape: torch.Size, kind: str, rank: int | None) -> tuple[str, int | 
         rank: Columns asked for, or None.
 
     Returns:
-        The form, and the rank for `"low_rank"` (else None). Rank 0 is `"none"`.
+        The form, and the rank for `"low_rank"` (else None). Rank 0 is `"none"`, and so is a parameter without entries.
 
     Raises:
         ValueError: If there is no such form.
@@ -49,12 +49,14 @@ def resolve(shape: torch.Size, kind: str, rank: int | None) -> tuple[str, int | 
     if kind == "auto":
         if len(shape) > 2 and math.prod(shape[2:]) > 1:
             kind = "spatial"
-        elif len(shape) < 2 or 0 in shape:
+        elif len(shape) < 2:
             kind = "none"
         else:
             kind = "dense" if math.prod(shape[1:]) <= DENSE_UP_TO else "low_rank"
     if kind not in KINDS:
         raise ValueError(f"preconditioner: expected 'auto' or one of {', '.join(KINDS)}, got {kind!r}")
+    if 0 in shape:
+        return "none", None
     if kind != "low_rank":
         return kind, None
     width = FORMS["low_rank"].factor_shape(shape, None)[0]

@@ -21,7 +21,7 @@ from fop_torch import checkpoint, report
 from fop_torch.assign import resolve
 from fop_torch.bucket import Bucket, adam_sensitivity, gradient
 from fop_torch.guard import Snapshot, finite, total_sizes
-from fop_torch.options import CHOICES, OPTIONS, check_form, check_options, check_parameter
+from fop_torch.options import CHOICES, OPTIONS, check_form, check_number, check_options, check_parameter
 from fop_torch.preconditioners import FORMS
 from fop_torch.report import Learned
 
@@ -109,7 +109,10 @@ class FOP(Optimizer):
         params = [dict(each) if isinstance(each, dict) else each for each in params]
         for each in params:
             if isinstance(each, dict):
-                each["params"] = [each["params"]] if isinstance(each["params"], Tensor) else list(each["params"])
+                each["params"] = _listed(each)
+        check_number("lr", lr)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed: expected a whole number, got {seed!r}")
         if nonfinite not in CHOICES["nonfinite"]:
             raise ValueError(f"nonfinite: expected one of {', '.join(CHOICES['nonfinite'])}, got {nonfinite!r}")
         for name, given in (("base", base), ("hyper", hyper)):
@@ -159,8 +162,7 @@ class FOP(Optimizer):
             ValueError: If an option is out of range, or a form does not fit a parameter's shape.
             TypeError: If a parameter is complex or sharded.
         """
-        given = param_group["params"]
-        given = [given] if isinstance(given, Tensor) else list(given)
+        given = _listed(param_group)
         options = {**self.defaults, **param_group}
         check_options(options, self.base, self._hyper_class)
         forms, ranks = [], []
@@ -516,6 +518,16 @@ def _bare_step(optimizer: Optimizer) -> None:
 
 def _elsewhere(state: dict[str, Any], p: Tensor) -> bool:
     return any(isinstance(entry, Tensor) and entry.device != p.device for entry in state.values())
+
+
+def _listed(group: dict[str, Any]) -> list[Any]:
+    """A group's parameters, which may come from a generator."""
+    if "params" not in group:
+        raise ValueError(f"params: expected a group with 'params', got one with {', '.join(map(repr, group))}")
+    params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("params: expected a list, got a set, whose order changes from run to run")
+    return [params] if isinstance(params, Tensor) else list(params)
 
 
 def _factor_dtype(p: Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -38,26 +39,31 @@ def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) ->
     for name in ("order", "index", "through"):
         if options[name] not in CHOICES[name]:
             raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}, got {options[name]!r}")
-    lr = options["hyper_lr"]
-    if not (isinstance(lr, (int, float)) and 0 <= lr < math.inf):
-        raise ValueError(f"hyper_lr: expected a finite number, at least 0, got {lr!r}")
+    for name in ("normalize", "through_norm"):
+        if not isinstance(options[name], bool):
+            raise ValueError(f"{name}: expected True or False, got {options[name]!r}")
+    for name in ("lr", "hyper_lr", "scale"):
+        check_number(name, options[name])
+    for name, value in options.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
     rank = options["rank"]
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
         raise ValueError(f"rank: expected a whole number, at least 0, or None, got {rank!r}")
-    if not 0 <= options["scale"] < math.inf:
-        raise ValueError(f"scale: expected a finite number, at least 0, got {options['scale']!r}")
-    if options["max_norm"] is not None and not options["max_norm"] > 0:
-        raise ValueError(f"max_norm: expected a positive number or None, got {options['max_norm']!r}")
+    for name, limit in (("max_norm", math.inf), ("safe", 1)):
+        value = options[name]
+        if value is not None and not (isinstance(value, Real) and 0 < float(value) < limit):
+            raise ValueError(f"{name}: expected a number between 0 and {limit}, or None, got {value!r}")
     if options["max_norm"] is not None and options["normalize"]:
         raise ValueError("max_norm: with normalize the size of M has no effect; the norm of P is at most sqrt(m) there")
+    if not isinstance(options["hyper_options"], dict):
+        raise TypeError(f"hyper_options: expected a dictionary, got {options['hyper_options']!r}")
     try:
         # The hyper-optimizer checks its own options, on a factor of one entry.
-        hyper_class([torch.zeros(1, 1)], lr=lr, **options["hyper_options"])
+        hyper_class([torch.zeros(1, 1)], lr=options["hyper_lr"], **options["hyper_options"])
     except (TypeError, ValueError) as error:
         raise type(error)(f"hyper_options: {error}") from error
     if options["safe"] is not None:
-        if not 0 < options["safe"] < 1:
-            raise ValueError(f"safe: expected a number between 0 and 1 or None, got {options['safe']!r}")
         plain = hyper_class is SGD and not set(options["hyper_options"]) - {"foreach", "fused"}
         multiplies = options["order"] == "m-first" or options["index"] == "printed"
         if not (plain and multiplies and not options["normalize"] and options["through"] != "step"):
@@ -81,6 +87,14 @@ def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) ->
             )
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raise `ValueError` unless a learning rate, or the like, is a finite number and at least 0."""
+    if name == "lr" and isinstance(value, Tensor):
+        return  # to look at it would make the host wait
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+        raise ValueError(f"{name}: expected a finite number, at least 0, got {value!r}")
+
+
 def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
     """Raise `ValueError` unless the form fits the parameter's shape and its group's options."""
     if kind == "none":
@@ -91,9 +105,9 @@ def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
     if options["normalize"] and not FORMS[kind].matrix_form:
         kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
         raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
-    if kind == "low_rank" and options["max_norm"] is not None and options["max_norm"] < 1:
+    if kind == "low_rank" and options["max_norm"] is not None and options["max_norm"] <= 1:
         raise ValueError(
-            f"max_norm: I + M M^T has a norm of at least 1, got {options['max_norm']!r}; use 'dense' for smaller steps"
+            f"max_norm: I + M M^T has a norm over 1, got {options['max_norm']!r}; use 'dense' for smaller steps"
         )
     if options["safe"] is not None and not FORMS[kind].positive:
         raise ValueError(f"safe: {kind!r} may become negative by design; use 'scalar' or 'diagonal'")
