@@ -85,7 +85,8 @@ def assign(
             `"linear"`, `"embedding"`, `"norm"`), a class of module, a pattern for parameter names (`"head.*"`), or a
             function of name, parameter and module. A value is a form, such as `"spatial"`, or a dictionary of
             options of the group, such as `{"preconditioner": "low_rank", "rank": 8, "lr": 0.01}`. The first rule that
-            matches counts. Rules by module concern weights: a module's vectors (biases, scales) pass by them.
+            matches counts. Rules by module concern weights: vectors (biases) pass by them, unless the module has
+            nothing else, as normalizations do.
         default: What a parameter gets that no rule matches.
         rank: Rank of all low-rank preconditioners whose rule names none.
 
@@ -137,8 +138,9 @@ def assign(
 
 
 def _matches(key: Rule, name: str, p: Tensor, module: nn.Module) -> bool:
-    if isinstance(key, str):
-        return p.dim() > 1 and isinstance(module, MODULES[key]) if key in MODULES else fnmatchcase(name, key)
-    if isinstance(key, type):
-        return p.dim() > 1 and isinstance(module, key)
+    if isinstance(key, str) and key not in MODULES:
+        return fnmatchcase(name, key)
+    if isinstance(key, (str, type)):
+        kinds = MODULES[key] if isinstance(key, str) else key
+        return isinstance(module, kinds) and (p.dim() > 1 or all(q.dim() < 2 for q in module.parameters(recurse=False)))
     return key(name, p, module)
