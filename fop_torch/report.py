@@ -49,7 +49,9 @@ def learned(kind: str, M: Tensor, grad: Tensor, normalize: bool) -> Learned:
     form = FORMS[kind]
     scale = form.scales([M])[0] if normalize else 1.0
     P = scale * form.matrix(M, grad.shape)
-    values = torch.linalg.eigvalsh(P) if P.dim() == 2 else P.sort().values
+    values = P.sort().values if P.dim() < 2 else torch.full_like(P[0], math.nan)
+    if P.dim() == 2 and P.isfinite().all():  # the solver refuses what has grown out of range
+        values = torch.linalg.eigvalsh(P)
     step = scale * form.precondition([M], [grad])[0]
     size, length = torch.linalg.vector_norm(grad), torch.linalg.vector_norm(step)
     cosine = ((grad * step).sum() / (size * length)).clamp(-1, 1)

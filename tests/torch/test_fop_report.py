@@ -93,3 +93,14 @@ def test_a_bad_interval_is_named(every: object) -> None:
     _, optimizer = trained(steps=0)
     with pytest.raises(ValueError, match=rf"every: expected a whole number, at least 1, got {every!r}"):
         Recorder(optimizer, every=every)  # type: ignore[arg-type]
+
+
+def test_a_preconditioner_that_has_overflowed_can_be_looked_at() -> None:
+    """The solver for eigenvalues refuses what is not finite; who looks then wants to see just that."""
+    _, optimizer = trained(steps=2)
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["M"].mul_(1e200)
+    found = optimizer.preconditioners()
+    assert found["0.weight"].P.isinf().any()
+    assert found["0.weight"].eigenvalues.isnan().all()
+    assert math.isnan(found["0.weight"].condition)
+    assert found["2.weight"].eigenvalues.isfinite().all()
