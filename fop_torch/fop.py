@@ -350,7 +350,7 @@ class FOP(Optimizer):
                     if p.dtype == torch.float16:  # P may take a gradient out of its narrow range
                         step = step.clamp(torch.finfo(p.dtype).min, torch.finfo(p.dtype).max)
                     step = step.to(p.dtype)
-                p.grad = step
+                p.grad = _laid_out_as(p, step) if bucket.group.get("fused") else step
             if bucket.group["through"] == "step" and not isinstance(self.base, SGD):
                 for p, state in zip(bucket.params, bucket.states, strict=True):
                     state["sensitivity"] = adam_sensitivity(p, self.base.state[p], bucket.group)
@@ -473,7 +473,7 @@ class FOP(Optimizer):
             hyper_group["lr"] = group["hyper_lr"]
         for bucket in learning:
             for M, slope in zip(bucket.Ms, bucket.slopes, strict=True):
-                M.grad = slope
+                M.grad = _laid_out_as(M, slope)
         _bare_step(self.hyper)
         for bucket in learning:
             for M in bucket.Ms:
@@ -514,6 +514,11 @@ class FOP(Optimizer):
 def _bare_step(optimizer: Optimizer) -> None:
     """Step without torch's wrappers: hooks and profiler ranges are FOP's own, and a wrapper cuts a compiled graph."""
     inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def _laid_out_as(p: Tensor, grad: Tensor) -> Tensor:
+    """On a CPU torch's fused optimizers read memory from one end to the other, whatever the strides are."""
+    return grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
 
 
 def _elsewhere(state: dict[str, Any], p: Tensor) -> bool:

@@ -317,7 +317,7 @@ class Spatial(Dense):
             planes = T.movedim(1, -1)
             if planes.is_contiguous():
                 return planes.view(T.shape[0], -1, T.shape[1])
-        return T.reshape(-1, math.prod(T.shape[2:]))
+        return T.reshape(-1, math.prod(T.shape[2:])).contiguous()
 
     def width(self, shape: torch.Size) -> int:
         """k^2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 import warnings
@@ -297,6 +298,36 @@ def test_empty_parameters_step_beside_others(kind: str, base: type[torch.optim.O
         optimizer.describe()
         optimizer.preconditioners()
         optimizer.load_state_dict(optimizer.state_dict())
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda T: T.contiguous(),
+    "channels last": lambda T: T.contiguous(memory_format=torch.channels_last),
+    "columns": lambda T: T.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"order": "m-first"}, {"hyper": SGD}, {"momentum": 0.9, "fused": True}, {"base": Adam, "fused": True}],
+    ids=name,
+)
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (3, 2, 1, 1), (4, 1, 3, 3)], ids=str)
+@pytest.mark.parametrize("kind", FORMS)
+def test_how_numbers_lie_in_memory_does_not_matter(kind: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Least of all to the fused optimizers, which on a CPU don't look at strides."""
+    outcomes = {}
+    for of_p, of_grad in itertools.product(LAYOUTS, LAYOUTS):
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(LAYOUTS[of_p](torch.randn(shape, generator=generator, dtype=torch.float64)))
+        optimizer = FOP([p], 0.1, preconditioner=kind, hyper_lr=0.05, **options)
+        for _ in range(4):
+            p.grad = LAYOUTS[of_grad](torch.randn(shape, generator=generator, dtype=torch.float64))
+            optimizer.step()
+        outcomes[of_p, of_grad] = p.detach().contiguous()
+    for outcome in outcomes.values():
+        # Products of other layouts are summed in another order.
+        torch.testing.assert_close(outcome, outcomes["rows", "rows"], rtol=1e-11, atol=1e-13)
 
 
 VARIANTS: list[dict[str, Any]] = [
