@@ -182,6 +182,8 @@ class FOP(Optimizer):
                 generator = torch.Generator().manual_seed(self._seed + count + i)
                 M = FORMS[kind].start(p.shape, rank, group["scale"], generator)
                 self.state[p]["M"] = M.to(device=p.device, dtype=_factor_dtype(p))
+                if group["max_norm"] is not None:
+                    FORMS[kind].limit([self.state[p]["M"]], group["max_norm"])
         if self.hyper is not None or self.base.param_groups is self.param_groups:
             self._build_hyper()
 
@@ -309,7 +311,10 @@ class FOP(Optimizer):
             bucket.remember()
         if before is not None and isinstance(well, Tensor):
             before.restore_unless(well)
-            self._skipped = self._skipped + ~well
+            if isinstance(self._skipped, Tensor):
+                self._skipped += ~well  # in place, as all that a captured step keeps
+            else:
+                self._skipped = self._skipped + ~well
         return loss
 
     # A compiled step is cut here and nowhere else: the host may have to look at a number.
@@ -353,7 +358,10 @@ class FOP(Optimizer):
                 p.grad = _laid_out_as(p, step) if bucket.group.get("fused") else step
             if bucket.group["through"] == "step" and not isinstance(self.base, SGD):
                 for p, state in zip(bucket.params, bucket.states, strict=True):
-                    state["sensitivity"] = adam_sensitivity(p, self.base.state[p], bucket.group)
+                    sensitivity = adam_sensitivity(p, self.base.state[p], bucket.group)
+                    known = state.setdefault("sensitivity", sensitivity)
+                    if known is not sensitivity:
+                        known.copy_(sensitivity)
         return well, before
 
     def _sort(self) -> tuple[list[Bucket], list[Tensor]]:
@@ -413,9 +421,10 @@ class FOP(Optimizer):
             if bucket.slopes and bucket.group["through"] == "step":
                 tensors += bucket.Gs
         sizes = total_sizes(tensors, [M for bucket in buckets for M in bucket.Ms])
-        if sizes[0].device.type == "cpu" or not self._settled(buckets, bare):
+        if sizes[0].device.type == "cpu":
             return all(math.isfinite(size) for size in sizes)
-        return finite(sizes)
+        well = finite(sizes)
+        return well if self._settled(buckets, bare) else bool(well)
 
     def _settled(self, buckets: list[Bucket], bare: list[Tensor]) -> bool:
         """Do all states exist already, on their parameter's device?"""
@@ -465,7 +474,7 @@ class FOP(Optimizer):
         for bucket in buckets:
             if bucket.group["order"] == "paper" and bucket.group["index"] == "exact":
                 for M, state in zip(bucket.Ms, bucket.states, strict=True):
-                    state["prev_M"] = M.clone()
+                    state["prev_M"] = state["prev_M"].copy_(M) if "prev_M" in state else M.clone()
         learning = [bucket for bucket in buckets if bucket.slopes]
         if self.hyper is None or not learning:
             return

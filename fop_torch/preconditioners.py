@@ -90,7 +90,8 @@ def norm_from_above(K: Tensor) -> Tensor:
     """
     log, power = torch.zeros((), dtype=K.dtype, device=K.device), 1
     for _ in range(6):
-        size = torch.linalg.matrix_norm(K).clamp_min(torch.finfo(K.dtype).tiny)
+        # The largest entry: a norm's squares would overflow, or vanish.
+        size = K.abs().amax().clamp_min(torch.finfo(K.dtype).tiny)
         log = log + size.log() / power
         K = K / size
         K = K @ K
