@@ -93,9 +93,15 @@ class Bucket:
         if self.group["through"] == "step" and self.group.get("nesterov"):
             lr = lr * (1 + momentum)  # Nesterov's step is lr (p + momentum v), and v holds p once more
         M = self.Ms[0]
+        if isinstance(lr, Tensor) and lr.device != M.device and not torch.compiler.is_compiling():
+            lr = float(lr)  # from the host: a copy to the device would make the host wait for it
         used = lr.to(M, copy=True) if isinstance(lr, Tensor) else torch.full((), lr, dtype=M.dtype, device=M.device)
+        captured = self.group.get("capturable") or self.group["hyper_options"].get("capturable")
         for p, state in zip(self.params, self.states, strict=True):
-            state["prev_lr"] = used
+            if captured and self.seen:
+                state["prev_lr"].copy_(used)  # a CUDA graph finds at its replay what lies in the same memory
+            else:
+                state["prev_lr"] = used.clone() if captured else used
             if not self.seen:
                 state["prev_grad"] = gradient(p).clone()
         if not self.seen:
