@@ -3,14 +3,17 @@
 # make deep     draw 10,000 examples for each property instead of 50
 # make check    check the built pages (links, alt texts, formulas, offline); needs Chromium
 # make lint     style and types
-# make clean    remove what was built; `rm -r .venv` removes the environment too
+# make bench    measure what a step costs, beside torch and other packages:  book/results/benchmarks/cost.json
+# make clean    remove what was built; `rm -r .venv .venv-bench` removes the environments too
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.installed
+# The other packages stand apart: neither tests nor book can come to depend on them.
+BENCH := .venv-bench
 
-.PHONY: help book test deep check lint clean
+.PHONY: help book test deep check lint bench clean
 
 # One thread a process: the tests run in parallel, and two layers of it are slower.
 test deep: export OMP_NUM_THREADS ?= 1
@@ -34,6 +37,9 @@ check: $(READY)
 lint: $(READY)
 	@$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
 
+bench: $(BENCH)/.installed
+	@$(BENCH)/bin/python -W ignore -m tests.benchmarks
+
 clean:
 	rm -rf _build
 
@@ -45,4 +51,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(RUN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages into $(VENV) ..."
 	@PYTHONWARNINGS=ignore $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	@$(BENCH)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BENCH)
+	@echo "Installing the pinned packages into $(BENCH) ..."
+	@PYTHONWARNINGS=ignore $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
