@@ -1,0 +1,110 @@
+"""The optimizer's step alone, beside torch's; state; and the narrow products of which a spatial step consists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+
+from fop_torch import FOP
+from fop_torch.preconditioners import grams, times
+from fop_torch.studies import cost
+from tests.benchmarks.networks import FIGURE_2, MOMENTUM, RATE, ActorCritic, all_cnn_c, gradients, resnet18
+from tests.benchmarks.networks import state_tensors as bytes_of
+from tests.benchmarks.timer import interleave, quartiles, ratios
+
+BASELINE = "momentum, foreach"
+
+
+def run(quick: bool) -> Iterator[dict[str, Any]]:
+    """All rows."""
+    rounds = 10 if quick else 40
+    for network, build in (("All-CNN-C", all_cnn_c), ("ResNet-18", resnet18)):
+        yield from against_momentum(network, build, rounds)
+    yield from small_net(rounds)
+    yield from narrow_products(rounds)
+
+
+def against_momentum(network: str, build: Callable[[], nn.Module], rounds: int) -> Iterator[dict[str, Any]]:
+    """Step over `SGD(momentum=0.9, foreach=True)`'s, caches cold."""
+    makers: dict[str, Callable[[nn.Module], Any]] = {
+        f"{method}, {flag}": lambda net, make=make, flag=flag: make(net, **{flag: True})
+        for method, make in FIGURE_2.items()
+        for flag in ("foreach", "fused")
+    }
+    channels_last = {
+        f"{method}, fused, channels last": lambda net, make=FIGURE_2[method]: make(net, fused=True)
+        for method in (MOMENTUM, "FOP")
+    }
+    optimizers = {name: make(gradients(build())) for name, make in makers.items()}
+    for name, make in channels_last.items():
+        optimizers[name] = make(gradients(build().to(memory_format=torch.channels_last)))
+    steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+    torch._dynamo.reset()
+    for method in (MOMENTUM, "FOP"):
+        name = f"{method}, compiled"
+        optimizers[name] = FIGURE_2[method](gradients(build()), foreach=True)
+        steps[name] = torch.compile(optimizers[name].step, dynamic=False)
+    times_ = interleave(steps, rounds)
+    for name, each in times_.items():
+        optimizer, count = optimizers[name], sum(p.numel() for p in build().parameters())
+        parts = [optimizer, optimizer.base, optimizer.hyper] if isinstance(optimizer, FOP) else [optimizer]
+        yield {
+            "section": "step", "network": network, "name": name, "baseline": BASELINE, "unit": "ratio",
+            **quartiles(ratios(each, times_[BASELINE])), "seconds": quartiles(each)["value"], "parameters": count,
+            # A compiled step merges operations; what it moves cannot be counted from outside.
+            "words": None if "compiled" in name else cost.words(optimizer),
+            "state_bytes": bytes_of([part.state for part in parts], set()) / count,
+        }  # fmt: skip
+
+
+def small_net(rounds: int) -> Iterator[dict[str, Any]]:
+    """PPO's network: step over Adam's; all fits the caches, and calls cost more than what they compute."""
+    makers = {
+        "Adam, foreach": lambda net: Adam(net.parameters(), RATE, foreach=True),
+        "momentum, foreach": lambda net: SGD(net.parameters(), RATE, momentum=0.9, foreach=True),
+        "FOP on Adam, dense": lambda net: FOP(net.parameters(), RATE, base=Adam, foreach=True),
+        "FOP on momentum, dense": lambda net: FOP(net.parameters(), RATE, momentum=0.9, foreach=True),
+        "FOP on momentum, dense, fused": lambda net: FOP(net.parameters(), RATE, momentum=0.9, fused=True),
+        "FOP on momentum, low rank 4": lambda net: FOP(
+            net.parameters(), RATE, momentum=0.9, foreach=True, preconditioner="low_rank", rank=4
+        ),
+    }
+    for cold in (False, True):
+        optimizers = {name: make(gradients(ActorCritic())) for name, make in makers.items() if "low rank" not in name}
+        net = gradients(ActorCritic())
+        groups = [
+            {"params": [p for p in net.parameters() if p.dim() == 2], "preconditioner": "low_rank", "rank": 4},
+            {"params": [p for p in net.parameters() if p.dim() == 1], "preconditioner": "none"},
+        ]
+        optimizers["FOP on momentum, low rank 4"] = FOP(groups, RATE, momentum=0.9, foreach=True)
+        steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+        found = interleave(steps, rounds, calls=1 if cold else 30, cold=cold, warm_up=20)
+        for name, each in found.items():
+            yield {
+                "section": "small net", "network": "24-40-40-4 and a value head", "name": name,
+                "baseline": "Adam, foreach", "unit": "ratio", "caches": "cold" if cold else "warm",
+                **quartiles(ratios(each, found["Adam, foreach"])), "seconds": quartiles(each)["value"],
+            }  # fmt: skip
+
+
+def narrow_products(rounds: int) -> Iterator[dict[str, Any]]:
+    """The two products of a spatial step on a 192 x 192 kernel, naive and in pairs of rows, over a plain copy."""
+    generator = torch.Generator().manual_seed(0)
+    G, H, out = (torch.randn(192 * 192, 9, generator=generator) for _ in range(3))
+    P = torch.eye(9)
+    found = interleave({
+        "copy": lambda: out.copy_(G),
+        "product, row by row": lambda: torch.mm(G, P, out=out),
+        "product, pairs of rows": lambda: times([G], P[None], [out]),
+        "gram, row by row": lambda: G.mT @ H,
+        "gram, pairs and chunks": lambda: grams([G], [H]),
+    }, 2 * rounds)  # fmt: skip
+    for name, each in found.items():
+        yield {
+            "section": "narrow", "network": "one kernel [192, 192, 3, 3]", "name": name, "baseline": "copy",
+            "unit": "ratio", **quartiles(ratios(each, found["copy"])), "seconds": quartiles(each)["value"],
+        }  # fmt: skip

@@ -1,0 +1,115 @@
+"""Whole training steps: forward, backward and the optimizer's step, with and without FOP."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+
+from fop_torch import FOP, assign
+from fop_torch.studies import cost
+from tests.benchmarks.networks import FIGURE_2, MOMENTUM, RATE, all_cnn_c, cifar10, mnist_net, resnet18
+from tests.benchmarks.timer import clock, confidence, quartiles, ratios, turns
+
+#: Rounds of the two long comparisons; a round takes a step with each method.
+ROUNDS = {"All-CNN-C": 13, "ResNet-18": 24}
+MNIST_BATCHES = (32, 128, 512)
+
+
+class Trainer:
+    """One network under one optimizer; every step notes its own time and that of the optimizer in it."""
+
+    def __init__(self, build: Callable[[], nn.Module], make: Callable[[nn.Module], Any], batch: tuple[Tensor, Tensor]):
+        torch.manual_seed(0)
+        self.net = build()
+        self.optimizer, self.batch = make(self.net), batch
+        self.whole: list[float] = []
+        self.part: list[float] = []
+
+    def step(self) -> None:
+        """Train on the batch once."""
+        start = clock()
+        self.optimizer.zero_grad()
+        cross_entropy(self.net(self.batch[0]), self.batch[1]).backward()
+        middle = clock()
+        self.optimizer.step()
+        end = clock()
+        self.whole.append(end - start)
+        self.part.append(end - middle)
+
+
+def train(trainers: dict[str, Trainer], rounds: int, warm_up: int = 2) -> None:
+    """Let all take steps in turns."""
+    for each in trainers.values():
+        for _ in range(warm_up):
+            each.step()
+        each.whole.clear()
+        each.part.clear()
+    for name in turns(trainers, rounds):
+        trainers[name].step()
+
+
+def run(quick: bool) -> Iterator[dict[str, Any]]:
+    """All rows."""
+    images, labels, source = cifar10(128)
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randn(64, 3, 64, 64, generator=generator), torch.randint(1000, (64,), generator=generator)
+    if images.shape[1] != 3:  # digits are grey and tiny: noise of the right size costs the same
+        images, source = torch.randn(128, 3, 32, 32, generator=generator), "noise"
+    for network, build, batch, data in (
+        ("All-CNN-C", all_cnn_c, (images, labels), source),
+        ("ResNet-18", resnet18, small, "noise"),
+    ):
+        makers = {name: lambda net, make=make: make(net, foreach=True) for name, make in FIGURE_2.items()}
+        makers["FOP, fused"] = lambda net: FIGURE_2["FOP"](net, fused=True)
+        trainers = {name: Trainer(build, make, batch) for name, make in makers.items()}
+        train(trainers, 4 if quick else ROUNDS[network])
+        base = trainers[MOMENTUM]
+        step, whole = statistics.median(base.part), statistics.median(base.whole)
+        for name, each in trainers.items():
+            percent = [100 * (ratio - 1) for ratio in ratios(each.whole, base.whole)]
+            yield {
+                "section": "training", "network": network, "name": name, "baseline": MOMENTUM, "unit": "%",
+                "interval": "95 %", **confidence(percent), "seconds": statistics.median(each.whole),
+                # The step's own times vary far less than those of a whole step.
+                "by_step": quartiles([100 * (part - step) / whole for part in each.part]),
+                "share": 100 * statistics.median(each.part) / whole,
+                "batch": list(batch[0].shape), "data": data, "rounds": len(each.whole),
+            }  # fmt: skip
+    yield from mnist(6 if quick else 60)
+
+
+def mnist(rounds: int) -> Iterator[dict[str, Any]]:
+    """Whole iterations of Figure A.2's network at each of its ranks, over momentum's."""
+    for size in MNIST_BATCHES:
+        generator = torch.Generator().manual_seed(0)
+        batch = torch.randn(size, 784, generator=generator), torch.randint(10, (size,), generator=generator)
+        makers: dict[str, Callable[[nn.Module], Any]] = {
+            MOMENTUM: lambda net: SGD(net.parameters(), RATE, momentum=0.9, foreach=True)
+        }
+        for rank in (1, 4, 25, 100, 784):
+            makers[f"rank {rank}"] = lambda net, rank=rank: FOP(ranked(net, rank), RATE, momentum=0.9, foreach=True)
+        trainers = {name: Trainer(mnist_net, make, batch) for name, make in makers.items()}
+        train(trainers, rounds)
+        for name, each in trainers.items():
+            traffic, flops = cost.watch(each.step)
+            yield {
+                "section": "mnist", "network": "784-100-100-100-10", "name": name, "baseline": MOMENTUM,
+                "unit": "ratio", "batch": size, **quartiles(ratios(each.whole, trainers[MOMENTUM].whole)),
+                "seconds": statistics.median(each.whole), "flops": flops, "words": traffic.reads + traffic.writes,
+            }  # fmt: skip
+
+
+def ranked(net: nn.Module, rank: int) -> list[dict[str, Any]]:
+    """Low rank for every weight, at most full: the paper's assignment."""
+    rules = {
+        name: {"preconditioner": "low_rank", "rank": min(rank, p.shape[1])}
+        for name, p in net.named_parameters()
+        if p.dim() == 2
+    }
+    return assign(net, rules, default="none")
