@@ -17,6 +17,11 @@ def gradient(p: Tensor) -> Tensor:
     return p.grad
 
 
+def in_autocast(device: torch.device) -> bool:
+    """Would a product on this device be taken in half precision?"""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 @dataclass(eq=False)
 class Bucket:
     """Parameters of one group and form that take this step together; the lists are in the same order."""

@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fop_torch import checkpoint, report
 from fop_torch.assign import resolve
-from fop_torch.bucket import Bucket, adam_sensitivity, gradient
+from fop_torch.bucket import Bucket, adam_sensitivity, gradient, in_autocast
 from fop_torch.guard import Snapshot, finite, total_sizes
 from fop_torch.options import CHOICES, OPTIONS, check_form, check_number, check_options, check_parameter
 from fop_torch.preconditioners import FORMS
@@ -290,6 +290,11 @@ class FOP(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for device in {p.device for group in self.param_groups for p in group["params"]}:
+            if in_autocast(device):
+                with torch.autocast(device.type, enabled=False):
+                    inspect.unwrap(FOP.step)(self)
+                return loss
         buckets, bare = self._sort()
         late = [bucket for bucket in buckets if bucket.group["order"] == "m-first"]
         paper = [bucket for bucket in buckets if bucket.group["order"] == "paper"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fop_torch.bucket import in_autocast
 from fop_torch.preconditioners import FORMS
 
 if TYPE_CHECKING:
@@ -47,12 +49,13 @@ def learned(kind: str, M: Tensor, grad: Tensor, normalize: bool) -> Learned:
         normalize: Is P divided as in Eq. (11)?
     """
     form = FORMS[kind]
-    scale = form.scales([M])[0] if normalize else 1.0
-    P = scale * form.matrix(M, grad.shape)
+    with _full_precision(M):
+        scale = form.scales([M])[0] if normalize else 1.0
+        P = scale * form.matrix(M, grad.shape)
+        step = scale * form.precondition([M], [grad])[0]
     values = P.sort().values if P.dim() < 2 else torch.full_like(P[0], math.nan)
     if P.dim() == 2 and P.isfinite().all():  # the solver refuses what has grown out of range
         values = torch.linalg.eigvalsh(P)
-    step = scale * form.precondition([M], [grad])[0]
     size, length = torch.linalg.vector_norm(grad), torch.linalg.vector_norm(step)
     cosine = ((grad * step).sum() / (size * length)).clamp(-1, 1)
     return Learned(
@@ -147,8 +150,9 @@ class Recorder:
                 continue
             form, M = FORMS[kind], state["M"]
             grad = state["prev_grad"].to(M.dtype)
-            scale = form.scales([M])[0] if group["normalize"] else 1.0
-            step = scale * form.precondition([M], [grad])[0]
+            with _full_precision(M):
+                scale = form.scales([M])[0] if group["normalize"] else 1.0
+                step = scale * form.precondition([M], [grad])[0]
             size, length = torch.linalg.vector_norm(grad), torch.linalg.vector_norm(step)
             self._records.append(
                 (
@@ -175,6 +179,10 @@ class Recorder:
     def close(self) -> None:
         """Stop recording."""
         self._hook.remove()
+
+
+def _full_precision(M: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(M.device.type, enabled=False) if in_autocast(M.device) else contextlib.nullcontext()
 
 
 def _bytes(values: Iterable[Any]) -> int:
