@@ -172,7 +172,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "paper": {"momentum": 0.9},
     "exact": {"index": "exact", "base": Adam},
     "m-first": {"order": "m-first", "base": AdamW},
-    "m-first, plain": {"order": "m-first", "hyper": SGD, "hyper_lr": 1.0, "momentum": 0.9},
+    "m-first, plain": {"order": "m-first", "hyper": SGD, "hyper_lr": 1.0},
+    "m-first, momentum": {"order": "m-first", "hyper": SGD, "hyper_lr": 1.0, "hyper_options": {"momentum": 0.9}},
     "step": {"base": Adam, "through": "step", "index": "exact"},
     "velocity": {"through": "velocity", "momentum": 0.9, "hyper": SGD},
     "normalize": {"normalize": True, "order": "m-first"},
@@ -248,10 +249,11 @@ def test_the_devices_way_ends_where_the_hosts_does(plan: str, events: list[tuple
     assert unlike(outcome[0], expected[0]) == []
 
 
-def test_the_devices_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_devices_way_is_taken(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the test above compares the host's way with itself."""
     force_the_devices_way(monkeypatch)
-    params, optimizer = planned("paper")
+    params, optimizer = planned(plan)
     train(params, optimizer, range(3))
     assert isinstance(optimizer._skipped, Tensor)
     feed(params, [math.nan * grad for grad in gradients(params, 3)])
@@ -269,12 +271,20 @@ def test_the_devices_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         # One that was absent remembers another learning rate than its neighbour.
         ("paper", [("good",) * 3] * 2 + [("good", "absent", "good"), ("nan", "good", "good"), ("good",) * 3]),
         # The first update of M goes too far, and the next gradient is bad.
-        ("m-first", [("good",) * 3, ("large",) * 3, ("nan",) * 3, ("good",) * 3]),
+        ("m-first, plain", [("good",) * 3, ("large",) * 3, ("nan",) * 3, ("good",) * 3]),
+        ("m-first, momentum", [("good",) * 3, ("large",) * 3, ("nan",) * 3, ("good",) * 3]),
         # A group in the paper's order has taken its step when the other's M turns out too large.
         ("both orders", [("good",) * 3, ("good",) * 3, ("good", "large", "good"), ("good",) * 3]),
         ("both orders", [("absent", "good", "good"), ("good", "large", "good"), ("good",) * 3, ("good",) * 3]),
     ],
-    ids=["a late newcomer", "two learning rates", "the first update", "both orders", "both orders, a newcomer"],
+    ids=[
+        "a late newcomer",
+        "two learning rates",
+        "the first update",
+        "the first momentum",
+        "both orders",
+        "both orders, a newcomer",
+    ],
 )
 def test_traces_that_are_easily_left(plan: str, events: list[tuple[str, ...]]) -> None:
     expected = follow(plan, events)

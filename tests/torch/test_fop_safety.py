@@ -249,6 +249,13 @@ def test_the_norm_from_above_at_every_scale(dtype: torch.dtype, M: np.ndarray, e
     assert true * (1 - rounding) <= found <= true * len(K) ** (1 / 64) * (1 + rounding)
 
 
+@pytest.mark.parametrize("m", [1, 2, 9, 100])
+def test_the_norm_from_above_is_loose_by_the_64th_root_of_the_dimension(m: int) -> None:
+    """For multiples of the identity, and never more."""
+    found = float(norm_from_above(3 * torch.eye(m, dtype=torch.float64)))
+    assert found == pytest.approx(3 * m ** (1 / 64), rel=1e-12)
+
+
 def test_the_norm_from_above_of_zero_is_zero() -> None:
     assert float(norm_from_above(torch.zeros(3, 3))) == 0
     M = torch.zeros(3, 3)

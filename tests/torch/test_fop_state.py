@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import pickle
 import re
 import subprocess
@@ -243,6 +244,9 @@ def test_state_holds_tensors_and_numbers_alone(name: str) -> None:
 def test_copies_of_model_and_optimizer_go_on_alone(name: str, stop: int, way: str) -> None:
     params, optimizer = build(name, torch.float32)
     train(params, optimizer, range(stop))
+    params["conv"].grad = math.nan * params["conv"].detach()
+    with pytest.warns(RuntimeWarning, match="skipped"):
+        optimizer.step()
     both = (params, optimizer)
     twins, twin = copy.deepcopy(both) if way == "deepcopy" else pickle.loads(pickle.dumps(both))
     before = kept(params, optimizer)
@@ -250,6 +254,7 @@ def test_copies_of_model_and_optimizer_go_on_alone(name: str, stop: int, way: st
     train(twins, twin, range(stop, 6), late)
     assert unlike(packed(params, optimizer), before) == []  # the copy shares no memory
     assert twin.base.param_groups is twin.param_groups
+    assert twin.skipped_steps == optimizer.skipped_steps == 1
     train(params, optimizer, range(stop, 6), late)
     assert unlike(packed(params, optimizer), packed(twins, twin)) == []
 
