@@ -110,7 +110,7 @@ def process(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-# -------------------------------------------------------------------------------------------------- what one process does
+# ------------------------------------------------------------------------------------------------ what one process does
 
 
 def train_alone(name: str, start: dict[str, Tensor], whole: bool) -> dict[str, Tensor]:
