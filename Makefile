@@ -38,7 +38,7 @@ lint: $(READY)
 	@$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
 
 bench: $(BENCH)/.installed
-	@$(BENCH)/bin/python -W ignore -m tests.benchmarks
+	@$(BENCH)/bin/python -m tests.benchmarks
 
 clean:
 	rm -rf _build

@@ -68,7 +68,9 @@ def main() -> None:
         took = before["minutes"]
     for part in parts:
         start = time.time()
-        command = [sys.executable, "-m", "tests.benchmarks", "--rows-of", part] + ["--quick"] * chosen.quick
+        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks", "--rows-of", part] + [
+            "--quick"
+        ] * chosen.quick
         found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         rows += json.loads(found.stdout.splitlines()[-1])
         took[part] = round((time.time() - start) / 60, 1)
