@@ -107,10 +107,11 @@ class Trainer:
         others = [p for name, p in self.model.named_parameters() if name not in chosen]
         if others:
             groups.append({"params": others, "preconditioner": "none"})
+        narrowest = min(p.numel() // (len(p) if p.dim() > 1 else 1) for p in chosen.values())
         self.optimizer = FOP(
-            groups, LR, base=self.base, hyper=Recording, hyper_lr=self.hyper_lr, rank=2, scale=0.3, order=self.order,
-            index=self.index, through=self.through, normalize=self.normalize, through_norm=self.through_norm,
-            **self.base_options,
+            groups, LR, base=self.base, hyper=Recording, hyper_lr=self.hyper_lr, rank=min(2, narrowest), scale=0.3,
+            order=self.order, index=self.index, through=self.through, normalize=self.normalize,
+            through_norm=self.through_norm, **self.base_options,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(1)
         for M in self.factors().values():
