@@ -82,7 +82,8 @@ class MiniBook:
         # The status page reads the ledger's evidence.
         shutil.copy(ROOT / "fop_theory" / "ledger.py", root / "fop_theory" / "ledger.py")
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-        del config["sphinx"]["local_extensions"]["ledger_pages"]
+        for needs_the_packages in ("ledger_pages", "reference_pages"):
+            del config["sphinx"]["local_extensions"][needs_the_packages]
         self.write("_config.yml", yaml.safe_dump(config))
         self.environment = {**os.environ, "FOP_DATA": str(root / "data"), "PYTHONPATH": str(root)}
         self.environment.pop("FOP_PROFILE", None)

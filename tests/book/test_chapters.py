@@ -14,6 +14,7 @@ from myst_nb.core.read import read_myst_markdown_notebook
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
 CHAPTERS = sorted(path for folder in ("theory", "experiments") for path in (BOOK / folder).glob("*.md"))
+CHAPTERS += [BOOK / "optimizer" / "using.md"]
 PAGES = sorted(path for path in BOOK.rglob("*.md") if "results" not in path.parts and "_build" not in path.parts)
 #: Options of a page that would let a failed cell pass, or keep cells from running.
 FORBIDDEN = ("raises-exception", "skip-execution", "allow_errors", "execution_mode", "execution_excludepatterns")
