@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from fop_torch.assign import DEFAULT_RANK
+from fop_torch.capabilities import CAPABILITIES, OPTIMIZERS, Capability
+from fop_torch.options import OPTIONS
 from fop_torch.preconditioners import FORMS
 
 #: Parameters whose factors the table counts: the kernels and the weight of the guide's network.
@@ -35,6 +38,25 @@ class PreconditionerForms(SphinxDirective):
             said = " ".join((inspect.getdoc(form) or "").split("\n\n")[0].split())
             row: list[list[nodes.Node]] = [[nodes.literal(name, name)], [nodes.Text(said)]]
             rows.append(row + [[nodes.Text(_entries(name, shape))] for shape in EXAMPLES.values()])
+        return [_table(rows)]
+
+
+class Capabilities(SphinxDirective):
+    """`{capabilities}`: what each optimizer can do."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make the table from `CAPABILITIES`, of which the tests check every cell."""
+        self.env.note_dependency(inspect.getfile(Capability))
+        rows: list[list[list[nodes.Node]]] = [[[nodes.Text(text)] for text in ("", *OPTIMIZERS)]]
+        topic = ""
+        for row in CAPABILITIES:
+            cells = [row.cells[name].split(":")[0] for name in OPTIMIZERS]
+            if row.topic != topic:
+                topic = row.topic
+                rows.append([[nodes.emphasis("", topic)], *([] for _ in OPTIMIZERS)])
+            # The sentence stands below the name: a column of its own would not fit a telephone.
+            what = [nodes.strong("", row.name), nodes.Text(f": {row.sentence}")]
+            rows.append([what, *([nodes.Text(cell)] for cell in cells)])
         return [_table(rows)]
 
 
@@ -83,12 +105,21 @@ def settings(app: Sphinx, config) -> None:
     config.linkcode_resolve = link
     config.autodoc_member_order = "bysource"
     config.python_maximum_signature_line_length = 88
+    # A default is printed as the code has it, a class by its name.
+    config.autodoc_preserve_defaults = True
     config.napoleon_use_ivar = True
     config.add_module_names = False
     # In a docstring, `backticks` hold code.
     config.default_role = "literal"
     # Names of torch and of Python have no page here; a name of ours must have one.
     config.nitpick_ignore_regex = [*config.nitpick_ignore_regex, ("py:.*", r"(?!fop_torch\b|FOP\b|SHD\b|PPHD\b).*")]
+
+
+def defaults(app: Sphinx, what, name: str, obj, options, signature: str | None, returns: str | None):
+    """Print the values of FOP's options, which stand in a table of their own in the code."""
+    if signature is None:
+        return None
+    return re.sub(r"OPTIONS\[[\"'](\w+)[\"']\]", lambda found: repr(OPTIONS[found[1]]), signature), returns
 
 
 def sources(app: Sphinx) -> None:
@@ -102,7 +133,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for extension in ("sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.linkcode"):
         app.setup_extension(extension)
     app.add_directive("preconditioner-forms", PreconditionerForms)
+    app.add_directive("capabilities", Capabilities)
     app.connect("config-inited", settings)
+    app.connect("autodoc-process-signature", defaults)
     # After the ledger was read.
     app.connect("builder-inited", sources, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
