@@ -100,7 +100,7 @@ def test_groups_and_their_parameters_stand_in_the_models_order() -> None:
         ({"conv": {"preconditioner": "spatail"}}, "got 'spatail'"),
         ({"conv": 3}, "got 3"),
     ],
-    ids=str,
+    ids=["typo", "pattern", "class", "function", "two", "form", "form in options", "number"],
 )
 def test_rules_that_cannot_be_meant(rules: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):

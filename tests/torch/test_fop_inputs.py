@@ -88,7 +88,10 @@ OF_ALL: list[tuple[dict[str, Any], str]] = [
 
 
 def name(value: Any) -> str | None:
-    return ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else ""
+    if not isinstance(value, dict):
+        return ""
+    # Without addresses: parallel workers must agree on the names.
+    return ", ".join(f"{key} {getattr(each, '__qualname__', each)}" for key, each in value.items())
 
 
 @pytest.mark.parametrize(("options", "message"), OF_A_GROUP + OF_ALL, ids=name)
