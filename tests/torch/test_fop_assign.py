@@ -64,7 +64,7 @@ def given(rules: Any, **options: Any) -> dict[str, str]:
         (lambda name, p, module: name.endswith("bias") and p.numel() == 5, ["body.0.bias"]),
         (lambda name, p, module: getattr(module, "out_features", 0) == 2, ["head.weight", "head.bias"]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__qualname__", str(value)),
 )  # fmt: skip
 def test_a_rule_matches(rule: Any, names: list[str]) -> None:
     assert given({rule: "diagonal"}) == dict.fromkeys(names, "diagonal")
@@ -202,7 +202,7 @@ def test_the_rank_of_all_is_that_of_those_that_name_none() -> None:
         ((), "none", None),
         ((0, 5), "none", None),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__qualname__", str(value)),
 )
 def test_auto_goes_by_shape(shape: tuple[int, ...], kind: str, factor: tuple[int, ...] | None) -> None:
     rank = DEFAULT_RANK if kind == "low_rank" else None
