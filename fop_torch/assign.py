@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW
 
+from fop_torch.options import OPTIONS
 from fop_torch.preconditioners import FORMS
 
 KINDS = (*FORMS, "none")
@@ -94,7 +98,7 @@ def assign(
         Groups with named parameters, one for each set of options, in the order of the model.
 
     Raises:
-        ValueError: If a rule matches nothing, or names an unknown form.
+        ValueError: If a rule matches nothing, names an unknown form, or misspells an option.
 
     Example:
         >>> from torch import nn
@@ -109,10 +113,16 @@ def assign(
     options = {
         key: dict(value) if isinstance(value, dict) else {"preconditioner": value} for key, value in rules.items()
     }
+    # A group may carry keys of the user's own; what nearly is an option is a slip of the pen.
+    known = {*OPTIONS, "hyper_options", *inspect.signature(SGD).parameters, *inspect.signature(AdamW).parameters}
     for chosen in [*options.values(), {"preconditioner": default}]:
         kind = chosen.setdefault("preconditioner", default)
         if kind != "auto" and kind not in KINDS:
             raise ValueError(f"preconditioner: expected 'auto' or one of {', '.join(KINDS)}, got {kind!r}")
+        for option in chosen:
+            close = get_close_matches(option, known, n=1)
+            if option not in known and close:
+                raise ValueError(f"rules: unknown option {option!r}; did you mean {close[0]!r}?")
     unused = set(rules)
     groups: dict[str, dict[str, Any]] = {}
     modules = dict(model.named_modules())

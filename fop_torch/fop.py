@@ -31,7 +31,7 @@ class FOP(Optimizer):
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any optimizer; `fop_torch.assign` makes
-            groups from rules. A group may overrule every option below except the last six.
+            groups from rules. A group may overrule the options, but not `base`, `hyper`, `nonfinite` and `seed`.
         lr: Learning rate of the base optimizer, the paper's epsilon.
         hyper_lr: Learning rate of the hyper-optimizer, the paper's rho. 0 freezes M. Default 1e-4, the paper's
             (with Adam) for CIFAR-10 and ImageNet.
@@ -106,6 +106,10 @@ class FOP(Optimizer):
     ) -> None:
         if isinstance(params, Tensor):
             raise TypeError("params: expected parameters or groups of them, got one tensor; write [parameter]")
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(
+                f"params: expected parameters or groups, got a module ({type(params).__name__}); write model.parameters()"
+            )
         params = [dict(each) if isinstance(each, dict) else each for each in params]
         for each in params:
             if isinstance(each, dict):
@@ -126,7 +130,15 @@ class FOP(Optimizer):
         if base_options.get("differentiable"):
             raise ValueError("differentiable: True is not supported: FOP forms its hypergradient itself")
         # The base checks its own options, on copies: adding a group fills it in place.
-        self.base = base([dict(each) if isinstance(each, dict) else each for each in params], lr=lr, **base_options)
+        try:
+            self.base = base([dict(each) if isinstance(each, dict) else each for each in params], lr=lr, **base_options)
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                raise
+            own = ", ".join(
+                name for name in inspect.signature(FOP).parameters if name not in ("params", "base_options")
+            )
+            raise TypeError(f"{error}; beside the base's options FOP takes {own}") from error
         self.hyper = None
         self._hyper_class = hyper
         self._nonfinite = nonfinite

@@ -334,3 +334,13 @@ def test_what_is_learned_follows_the_gradient_that_was_last() -> None:
     optimizer.param_groups[0]["hyper_lr"] = 0
     assert gain(torch.tensor([[1.0, 0.0], [0.0, 0.0]])) == 4
     assert gain(torch.tensor([[0.0, 0.0], [0.0, 3.0]])) == 1
+
+
+def test_a_misspelt_option_in_a_rule_is_named() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="rules: unknown option 'rnak'; did you mean 'rank'"):
+        assign(model, {"linear": {"preconditioner": "low_rank", "rnak": 4}})
+    with pytest.raises(ValueError, match="rules: unknown option 'momentun'; did you mean 'momentum'"):
+        assign(model, {"linear": {"momentun": 0.5}})
+    (group, _) = assign(model, {"linear": {"colour": "red"}})
+    assert group["colour"] == "red"

@@ -423,3 +423,13 @@ def test_sparse_gradients_are_refused_before_anything_moves(
     assert torch.equal(p, matrix())
     assert torch.equal(table.weight, weight)
     assert str(optimizer.state_dict()) == str(before)
+
+
+def test_a_module_in_place_of_its_parameters_is_named() -> None:
+    with pytest.raises(TypeError, match=r"params: .*got a module \(Linear\); write model\.parameters\(\)"):
+        FOP(torch.nn.Linear(2, 2), lr=0.1)  # type: ignore[arg-type]
+
+
+def test_a_misspelt_option_is_answered_with_the_options_there_are() -> None:
+    with pytest.raises(TypeError, match=r"'hyperlr'; beside the base's options FOP takes lr, base, hyper, hyper_lr"):
+        FOP([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, hyperlr=0.1)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -602,19 +603,19 @@ def test_memory_is_flat_over_500_steps(name: str) -> None:
     run(20)
     used, tensors = optimizer.memory_usage(), alive()
     tracemalloc.start()
+    sizes = []
     try:
-        run(50)
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        run(430)
-        gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
+        for _ in range(6):
+            run(100)
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
     assert optimizer.memory_usage() == used
     assert alive() == tensors
-    # An empty dictionary left behind at each step would be 27 kB; the interpreter's own caches are a few.
-    assert after - before < 20_000
+    # An empty dictionary left behind at each step would be 6 kB in every window. The interpreter's own caches, and
+    # what other tests have imported, grow by tens of kB at first and then not at all in some window.
+    assert min(after - before for before, after in pairwise(sizes)) < 3_000
 
 
 if __name__ == "__main__":
