@@ -107,9 +107,8 @@ class FOP(Optimizer):
         if isinstance(params, Tensor):
             raise TypeError("params: expected parameters or groups of them, got one tensor; write [parameter]")
         if isinstance(params, torch.nn.Module):
-            raise TypeError(
-                f"params: expected parameters or groups, got a module ({type(params).__name__}); write model.parameters()"
-            )
+            got = type(params).__name__
+            raise TypeError(f"params: expected parameters or groups, got a module ({got}); write model.parameters()")
         params = [dict(each) if isinstance(each, dict) else each for each in params]
         for each in params:
             if isinstance(each, dict):
