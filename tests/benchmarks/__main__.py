@@ -21,6 +21,7 @@ from fop_torch.studies import cost
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "book" / "results" / "benchmarks" / "cost.json"
+PARTS = ROOT / "_build" / "benchmarks"
 #: Each in a process of its own: what one compiles or imports does not touch the others.
 SECTIONS = ("steps", "training", "scaling", "peers")
 PACKAGES = (
@@ -46,39 +47,47 @@ def about() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure(section: str, quick: bool) -> dict[str, Any]:
+    """Run one section in a process of its own and keep what it found, in case a later one fails."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks", "--rows-of", section] + ["--quick"] * quick
+    made_on, start = about(), time.time()
+    found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    minutes = round((time.time() - start) / 60, 1)
+    part = {"about": made_on, "quick": quick, "minutes": minutes, "rows": json.loads(found.stdout.splitlines()[-1])}
+    PARTS.mkdir(parents=True, exist_ok=True)
+    (PARTS / f"{section}.json").write_text(json.dumps(part), encoding="utf-8")
+    print(f"{section}: {minutes} minutes", flush=True)
+    return part
+
+
 def main() -> None:
     """Run the sections, one after the other, and merge their rows."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section anew, keep the others")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section; take others as found")
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see whether it runs")
     parser.add_argument("--out", type=Path, default=RECORD)
     parser.add_argument("--rows-of", choices=SECTIONS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.rows_of:
         section = importlib.import_module(f"tests.benchmarks.{chosen.rows_of}")
-        print(json.dumps([{**row, "part": chosen.rows_of} for row in section.run(chosen.quick)]))
+        print(json.dumps(list(section.run(chosen.quick))))
         return
-    parts = tuple(chosen.only or SECTIONS)
-    rows, took, made_on = [], {}, about()
-    if chosen.only:
-        before = cost.load(chosen.out)
-        if before["about"] != {**made_on, "date": before["about"]["date"]}:
-            sys.exit("--only: the record is of another machine, or of other code or packages; measure all of it")
-        rows = [row for row in before["rows"] if row["part"] not in parts]
-        took = before["minutes"]
-    for part in parts:
-        start = time.time()
-        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks", "--rows-of", part] + [
-            "--quick"
-        ] * chosen.quick
-        found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        rows += json.loads(found.stdout.splitlines()[-1])
-        took[part] = round((time.time() - start) / 60, 1)
-        print(f"{part}: {took[part]} minutes", flush=True)
-    rows.sort(key=lambda row: SECTIONS.index(row["part"]))
-    record = {"about": made_on, "quick": chosen.quick, "minutes": took, "rows": rows}
+    for section in chosen.only or SECTIONS:
+        measure(section, chosen.quick)
+    missing = [section for section in SECTIONS if not (PARTS / f"{section}.json").exists()]
+    if missing:
+        sys.exit(f"no record is written: {', '.join(missing)} not measured yet")
+    parts = {section: json.loads((PARTS / f"{section}.json").read_text(encoding="utf-8")) for section in SECTIONS}
+    origins = [{**part["about"], "date": "", "quick": part["quick"]} for part in parts.values()]
+    if any(origin != origins[0] for origin in origins):
+        sys.exit("no record is written: the sections were measured with other code, packages or threads; measure all")
+    record = {
+        "about": parts[SECTIONS[-1]]["about"], "quick": origins[0]["quick"],
+        "minutes": {section: part["minutes"] for section, part in parts.items()},
+        "rows": [row for part in parts.values() for row in part["rows"]],
+    }  # fmt: skip
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(rounded(json.dumps(record, indent=1)), encoding="utf-8")
+    chosen.out.write_text(rounded(json.dumps(record, indent=1)) + "\n", encoding="utf-8")
     print(chosen.out)
 
 

@@ -6,6 +6,7 @@ final runs of all optimizers go in turns, so that their times are comparable.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -153,11 +154,12 @@ def tune(name: str, blocks: int, images: Tensor, labels: Tensor) -> tuple[float,
     final = []
     for factor in GRID:
         run_ = Run(name, PEERS[name][0] * factor, 0, images, labels)
-        for _ in range(blocks):
-            run_.block()
-            if not run_.losses[-1] < 100:
-                break
-        final.append(run_.losses[-1] if run_.losses[-1] < 100 else float("inf"))
+        try:
+            for _ in range(blocks):
+                run_.block()
+        except torch.linalg.LinAlgError:  # a statistic is no longer finite: this rate was too large
+            run_.losses[-1] = math.inf
+        final.append(run_.losses[-1] if run_.losses[-1] < 100 else math.inf)
     return PEERS[name][0] * GRID[final.index(min(final))], final
 
 
@@ -186,5 +188,11 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
             "state_bytes": ours[0].state_bytes() / count,
             "steps": [BLOCK * i for i in range(blocks + 1)], "losses": [each.losses for each in ours],
             "elapsed": [[BLOCK * sum(each.seconds[:i]) for i in range(blocks + 1)] for each in ours],
+            "gains": [gains(each.optimizer) for each in ours],
             "data": data, "batch": BATCH, "seeds": list(SEEDS),
         }  # fmt: skip
+
+
+def gains(optimizer: Any) -> dict[str, float]:
+    """By how much what was learned lengthens the last gradient of each parameter; empty for others than FOP."""
+    return {name: each.gain for name, each in optimizer.preconditioners().items()} if isinstance(optimizer, FOP) else {}
