@@ -35,8 +35,8 @@ def times(gradients: Tensors, P: Tensor, outs: Sequence[Tensor | None]) -> list[
 
     Returns:
         The products, of the gradients' shapes. Pairs of rows go through `diag(P, P)`: matrix products this narrow
-        run at a fraction of the machine's speed, and twice the width takes less than half the time (the page on
-        costs).
+        run at a fraction of the machine's speed. What twice the width gains depends on threads and caches; the page
+        on costs measures it.
     """
     m = P.shape[-1]
     if _in_pairs(gradients):
