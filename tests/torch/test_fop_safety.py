@@ -99,7 +99,8 @@ def test_the_bound_is_reached(kind: str, m: int, seed: int, tau: float) -> None:
     """Opposite gradients of one row: S has one eigenvalue, and the bound on it is exact."""
     h = np.random.default_rng(seed).standard_normal((m, 1))
     p = nn.Parameter(torch.zeros_like(shaped(kind, h)))
-    optimizer = FOP([p], 1.0, preconditioner=kind, hyper=SGD, hyper_lr=1e3, safe=tau)
+    far = 1e3 / np.sum(h**2)  # so a s is 2,000, however small h was drawn: the update is always shortened
+    optimizer = FOP([p], 1.0, preconditioner=kind, hyper=SGD, hyper_lr=far, safe=tau)
     for grad in (shaped(kind, h), shaped(kind, -h)):
         p.grad = grad
         optimizer.step()
