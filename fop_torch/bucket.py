@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fop_torch.preconditioners import Form, safe_factor
+from fop_torch.preconditioners import Dense, Form, safe_factor
 
 
 def gradient(p: Tensor) -> Tensor:
@@ -51,10 +51,9 @@ class Bucket:
             at, projected = [state["prev_M"] for state in self.states], None
         if group["through"] == "step" and "sensitivity" in self.states[0]:
             Gs = list(torch._foreach_mul(Gs, [state["sensitivity"] for state in self.states]))
-            projected = None
         Hs = [state["prev_grad"].to(M.dtype) for state, M in zip(self.states, at, strict=True)]
         slopes = form.slopes(at, Gs, Hs, projected)
-        if group["normalize"]:
+        if group["normalize"] and isinstance(form, Dense):
             scales = form.scales(at)
             if group["through_norm"]:
                 slopes = form.norm_slopes(at, Gs, Hs, slopes, scales)
@@ -89,7 +88,7 @@ class Bucket:
             )
             olds = olds if alike else None
         self.steps = self.form.precondition(self.Ms, self.Gs, self.projected, olds)
-        if self.group["normalize"]:
+        if self.group["normalize"] and isinstance(self.form, Dense):
             torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
 
     def remember(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fop_torch.preconditioners import FORMS
+from fop_torch.preconditioners import FORMS, Dense
 
 #: FOP's own options: the defaults of every parameter group, beside the base optimizer's.
 OPTIONS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
     if kind not in FORMS:
         raise ValueError(f"forms: expected 'none' or one of {', '.join(FORMS)}, got {kind!r}")
     FORMS[kind].check(shape)
-    if options["normalize"] and not FORMS[kind].matrix_form:
+    if options["normalize"] and not isinstance(FORMS[kind], Dense):
         kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
         raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
     if kind == "low_rank" and options["max_norm"] is not None and options["max_norm"] <= 1:

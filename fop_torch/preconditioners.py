@@ -12,6 +12,7 @@ second by minus the learning rate: that is Eq. (4).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -117,20 +118,18 @@ def safe_factor(G: Tensor, H: Tensor, a: Tensor, tau: float) -> Tensor:
     return (tau / (a * negative).clamp_min(torch.finfo(G.dtype).tiny)).clamp_max(1)
 
 
-class Form:
+class Form(ABC):
     """What a kind of preconditioner must answer; `M` has the shape that `factor_shape` gives."""
 
     #: Is P positive semi-definite whatever M is?
     positive = True
-    #: Is P a matrix that mixes entries, so that Eq. (11) can normalise it?
-    matrix_form = False
 
-    def check(self, shape: torch.Size) -> None:
+    def check(self, shape: torch.Size) -> None:  # noqa: B027 (most forms fit every shape)
         """Raise `ValueError` if a parameter of this shape cannot have this form."""
 
+    @abstractmethod
     def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
         """Shape of M for a parameter of this shape."""
-        raise NotImplementedError
 
     def start(self, shape: torch.Size, rank: int | None, scale: float, generator: torch.Generator) -> Tensor:
         """M before the first step, in float32: P = I, but for the low rank's random factor."""
@@ -140,6 +139,7 @@ class Form:
         """What both other answers need and can share, or None."""
         return None
 
+    @abstractmethod
     def precondition(
         self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
@@ -152,54 +152,24 @@ class Form:
             outs: Memory that may be taken for the answers, laid out as the gradients; a fresh page of memory costs
                 more than what is written to it.
         """
-        raise NotImplementedError
 
     def limit(self, Ms: Tensors, bound: float) -> None:
-        """Scale M down, in place, where the spectral norm of P exceeds the bound."""
-        root = math.sqrt(bound)
+        """Take M down, in place, where the spectral norm of P exceeds the bound."""
+        largest = math.sqrt(bound) if self.positive else bound
         for M in Ms:
-            M.clamp_(-root, root)
+            M.clamp_(-largest, largest)
 
+    @abstractmethod
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """Derivative by M of `<G, H P(M)>` for each parameter, of M's shape."""
-        raise NotImplementedError
 
-    def scales(self, Ms: Tensors) -> list[Tensor]:
-        """Eq. (11)'s factor `sqrt(m) / |P|_F` for each parameter, 0-d."""
-        return [math.sqrt(M.shape[-2]) / self.square_norm(M).sqrt() for M in Ms]
-
-    def square_norm(self, M: Tensor) -> Tensor:
-        """`|P|_F^2`, 0-d."""
-        raise NotImplementedError
-
-    def norm_slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, slopes: Tensors, scales: Tensors) -> list[Tensor]:
-        """Derivative by M of `scale(M) <G, H P(M)>`, through the norm, from the derivative without it.
-
-        With `|P|^2 = N(M)` the derivative of `sqrt(m) f / sqrt(N)` is `scale (f' - f N' / (2 N))`.
-        """
-        found = []
-        for M, G, H, slope, scale in zip(Ms, Gs, Hs, slopes, scales, strict=True):
-            value = self.value(M, G, H, slope)
-            found.append(scale * (slope - value / self.square_norm(M) * self.half_norm_slope(M)))
-        return found
-
-    def value(self, M: Tensor, G: Tensor, H: Tensor, slope: Tensor) -> Tensor:
-        """`<G, H P>` from its derivative, 0-d (Euler's relation: half of `<slope, M>` where P is quadratic)."""
-        return (slope * M).sum() / 2
-
-    def half_norm_slope(self, M: Tensor) -> Tensor:
-        """Half the derivative of `|P|_F^2` by M."""
-        raise NotImplementedError
-
+    @abstractmethod
     def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
         """P, `[m, m]`; for the forms that are diagonal, its diagonal."""
-        raise NotImplementedError
 
 
 class Dense(Form):
     """P = M M^T over the input dimension, M: [m, m] (Eq. (2)). No m x m matrix of the gradients is formed."""
-
-    matrix_form = True
 
     def rows(self, T: Tensor) -> Tensor:
         """The parameter or gradient as rows `[n, m]`: its first dimension against all others."""
@@ -240,6 +210,25 @@ class Dense(Form):
             torch.addmm(self.rows(H).mT @ GM, self.rows(G).mT, self.rows(H) @ M)
             for M, G, H, GM in zip(Ms, Gs, Hs, projected, strict=True)
         ]
+
+    def scales(self, Ms: Tensors) -> list[Tensor]:
+        """Eq. (11)'s factor `sqrt(m) / |P|_F` for each parameter, 0-d."""
+        return [math.sqrt(M.shape[-2]) / self.square_norm(M).sqrt() for M in Ms]
+
+    def norm_slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, slopes: Tensors, scales: Tensors) -> list[Tensor]:
+        """Derivative by M of `scale(M) <G, H P(M)>`, through the norm, from the derivative without it.
+
+        With `|P|^2 = N(M)` the derivative of `sqrt(m) f / sqrt(N)` is `scale (f' - f N' / (2 N))`.
+        """
+        found = []
+        for M, G, H, slope, scale in zip(Ms, Gs, Hs, slopes, scales, strict=True):
+            value = self.value(M, G, H, slope)
+            found.append(scale * (slope - value / self.square_norm(M) * self.half_norm_slope(M)))
+        return found
+
+    def value(self, M: Tensor, G: Tensor, H: Tensor, slope: Tensor) -> Tensor:
+        """`<G, H P>` from its derivative, 0-d (Euler's relation: half of `<slope, M>` where P is quadratic)."""
+        return (slope * M).sum() / 2
 
     def square_norm(self, M: Tensor) -> Tensor:
         """`|M^T M|_F^2`, which is `|M M^T|_F^2`."""
@@ -348,48 +337,46 @@ class Spatial(Dense):
         return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
 
 
-class Diagonal(Form):
+class Rates(Form):
+    """P is diagonal: a rate for each entry, or one for all."""
+
+    def rate(self, M: Tensor) -> Tensor:
+        """The diagonal of P, of M's shape."""
+        return M.square()
+
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """The rate times G, entry by entry."""
+        return [self.rate(M) * G for M, G in zip(Ms, Gs, strict=True)]
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """The diagonal of P, flat; one entry where there is one rate."""
+        return self.rate(M).reshape(-1)
+
+
+class Diagonal(Rates):
     """P = diag(M * M), one entry a parameter, M of the parameter's shape: PP-HD's diagonal, kept positive."""
 
     def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
         """The parameter's."""
         return tuple(shape)
 
-    def precondition(
-        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
-    ) -> list[Tensor]:
-        """`M^2 G`, entry by entry."""
-        return [M.square() * G for M, G in zip(Ms, Gs, strict=True)]
-
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`2 G H M`, entry by entry."""
         return [2 * G * H * M for M, G, H in zip(Ms, Gs, Hs, strict=True)]
 
-    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
-        """The diagonal of P, flat."""
-        return M.square().reshape(-1)
 
-
-class Scalar(Form):
+class Scalar(Rates):
     """P = M^2 I with one number M a parameter tensor, 0-d: S-HD's rate, kept positive."""
 
     def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
         """0-d."""
         return ()
 
-    def precondition(
-        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
-    ) -> list[Tensor]:
-        """`M^2 G`."""
-        return [M.square() * G for M, G in zip(Ms, Gs, strict=True)]
-
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`2 <G, H> M`."""
         return [2 * M * torch.vdot(G.reshape(-1), H.reshape(-1)) for M, G, H in zip(Ms, Gs, Hs, strict=True)]
-
-    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
-        """The one entry of the diagonal of P, `[1]`."""
-        return M.square().reshape(1)
 
 
 class PerParameterRate(Diagonal):
@@ -397,24 +384,13 @@ class PerParameterRate(Diagonal):
 
     positive = False
 
-    def precondition(
-        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
-    ) -> list[Tensor]:
-        """`M G`, entry by entry."""
-        return [M * G for M, G in zip(Ms, Gs, strict=True)]
+    def rate(self, M: Tensor) -> Tensor:
+        """M itself."""
+        return M
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`G H`, entry by entry."""
         return [G * H for G, H in zip(Gs, Hs, strict=True)]
-
-    def limit(self, Ms: Tensors, bound: float) -> None:
-        """Rates between minus the bound and the bound."""
-        for M in Ms:
-            M.clamp_(-bound, bound)
-
-    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
-        """The diagonal of P, flat."""
-        return M.reshape(-1)
 
 
 class LayerRate(Scalar):
@@ -422,24 +398,13 @@ class LayerRate(Scalar):
 
     positive = False
 
-    def precondition(
-        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
-    ) -> list[Tensor]:
-        """`M G`."""
-        return [M * G for M, G in zip(Ms, Gs, strict=True)]
+    def rate(self, M: Tensor) -> Tensor:
+        """M itself."""
+        return M
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`<G, H>`."""
         return [torch.vdot(G.reshape(-1), H.reshape(-1)) for G, H in zip(Gs, Hs, strict=True)]
-
-    def limit(self, Ms: Tensors, bound: float) -> None:
-        """A rate between minus the bound and the bound."""
-        for M in Ms:
-            M.clamp_(-bound, bound)
-
-    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
-        """The one entry of the diagonal of P, `[1]`."""
-        return M.reshape(1)
 
 
 #: The forms by the names that `FOP(preconditioner=...)` takes; "none" leaves the gradient as it is.

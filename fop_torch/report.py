@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fop_torch.bucket import in_autocast
-from fop_torch.preconditioners import FORMS
+from fop_torch.preconditioners import FORMS, Dense
 
 if TYPE_CHECKING:
     from fop_torch.fop import FOP
@@ -50,7 +50,7 @@ def learned(kind: str, M: Tensor, grad: Tensor, normalize: bool) -> Learned:
     """
     form = FORMS[kind]
     with _full_precision(M):
-        scale = form.scales([M])[0] if normalize else 1.0
+        scale = form.scales([M])[0] if normalize and isinstance(form, Dense) else 1.0
         P = scale * form.matrix(M, grad.shape)
         step = scale * form.precondition([M], [grad])[0]
     values = P.sort().values if P.dim() < 2 else torch.full_like(P[0], math.nan)
@@ -151,7 +151,7 @@ class Recorder:
             form, M = FORMS[kind], state["M"]
             grad = state["prev_grad"].to(M.dtype)
             with _full_precision(M):
-                scale = form.scales([M])[0] if group["normalize"] else 1.0
+                scale = form.scales([M])[0] if group["normalize"] and isinstance(form, Dense) else 1.0
                 step = scale * form.precondition([M], [grad])[0]
             size, length = torch.linalg.vector_norm(grad), torch.linalg.vector_norm(step)
             self._records.append(

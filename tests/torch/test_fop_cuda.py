@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fop_torch import FOP, PPHD, SHD, Recorder, fop
-from fop_torch.preconditioners import FORMS
+from fop_torch.preconditioners import FORMS, Dense
 
 #: Operations that copy: between devices, the host waits for them, for none of FOP's memory is pinned.
 COPIES = ("_to_copy", "copy_", "_foreach_copy_", "set_", "lift")
@@ -178,7 +178,7 @@ ALL = ((4, 2, 3, 3), (4, 4, 5, 5), (4, 4, 1, 1), (5, 8), (3, 200), (4,), ())
 
 def variants(kind: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"plain": {}, "max_norm": {"max_norm": 2.0}}
-    if FORMS[kind].matrix_form:
+    if isinstance(FORMS[kind], Dense):
         found |= {"normalize": {"normalize": True}, "constant norm": {"normalize": True, "through_norm": False}}
     if FORMS[kind].positive:
         found["safe"] = {"safe": 0.5, "hyper": SGD}
