@@ -160,7 +160,7 @@ def test_a_row_that_is_not_there_is_named() -> None:
 def recorded(network: str, method: str) -> float:
     """What a method adds to a whole training step, in percent, by its own step's time; of this machine."""
     record = cost.load(RECORD)
-    assert record["about"]["device"] == "cpu"  # the paper's time is a GPU's; hence undecided below
+    assert record["about"]["device"] == "cpu"  # the paper names no device, presumably a GPU; hence undecided below
     assert not record["quick"]
     row = cost.row(record, "training", network=network, name=method)
     assert row["low"] <= row["value"] <= row["high"]
