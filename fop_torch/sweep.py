@@ -1,0 +1,247 @@
+"""Many runs: side by side on this machine or on a cluster; what is recorded already is not run again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import BrokenProcessPool
+from tqdm import tqdm
+
+from fop_torch import results
+from fop_torch.results import ResultsError, Store, run_key
+from fop_torch.studies import find
+from fop_torch.studies.study import Study
+from fop_torch.training import Session
+
+
+class SweepError(RuntimeError):
+    """Some runs failed; the message says which and why. All others are recorded."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: recorded, or with an error."""
+
+    label: str
+    key: str
+    error: str = ""
+
+
+def run_one(
+    study: str, profile: str, config: Any, root: Path, scratch: Path, *, again: bool = False, device: str = "auto",
+    threads: int = 1, **options: Any,
+) -> Outcome:  # fmt: skip
+    """Train one run, from its checkpoint if there is one, and record it.
+
+    Args:
+        study: Name of the study.
+        profile: Name of the profile.
+        config: Settings of the run.
+        root: Folder of the results.
+        scratch: Folder of checkpoints.
+        code: Digest of the code, taken when the sweep began: a worker has loaded what stood there then.
+        again: Replace a record that is there.
+        device: See `Session`.
+        threads: Threads of the processor; a different number may give different last bits.
+        **options: Further ones of `Session`.
+    """
+    key = run_key(study, config)
+    folder = scratch / study / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(root)
+    try:
+        with FileLock(folder / f"{key}.lock", timeout=0):
+            if store.find(study, profile, key) is not None and not again:
+                return Outcome(config.label, key)
+            torch.set_num_threads(threads)
+            known = find(study)
+            session = Session(study, config, folder, code or known.code(), device=device, **options)
+            known.train(config, session, store.load(study, profile))
+            if session.fabric.is_global_zero:
+                store.save(
+                    study, profile, config.label, config, session.status, session.all_facts(), session.rows, again=again
+                )
+                session.clean()
+        return Outcome(config.label, key)
+    except Timeout:
+        return Outcome(config.label, key, "another process is training this run; wait for it, or end it")
+    except ResultsError as error:
+        return Outcome(config.label, key, str(error))
+    except Exception:
+        return Outcome(config.label, key, traceback.format_exc())
+
+
+def runs(study: Study, profile: str, store: Store, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The runs of a profile that can be named now, by their keys.
+
+    Args:
+        study: The study.
+        profile: Its profile.
+        store: Folder of the results.
+        only: Those whose label begins with one of these; all when empty.
+    """
+    named = study.runs(profile, store.load(study.name, profile))
+    return {run_key(study.name, c): c for c in named if not only or c.label.startswith(tuple(only))}
+
+
+def missing(study: Study, profile: str, store: Store, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Those of `runs` that are not recorded."""
+    recorded = {record.key for record in store.load(study.name, profile)}
+    return {key: c for key, c in runs(study, profile, store, only).items() if key not in recorded}
+
+
+def sweep(
+    study: Study, profile: str, *, store: Store | None = None, scratch: Path | None = None, jobs: int = 1,
+    cluster: str = "", device: str = "auto", again: bool = False, only: Sequence[str] = (), quiet: bool = False,
+    **options: Any,
+) -> list[Outcome]:  # fmt: skip
+    """Run what is not recorded yet.
+
+    Args:
+        study: The study.
+        profile: Its profile.
+        store: Folder of the results; the book's when left out.
+        scratch: Folder of checkpoints; `_build/runs` when left out.
+        jobs: Processes on this machine.
+        cluster: Address of a Dask scheduler instead, or `"local:N"` for N workers here; they must see the folders.
+        device: See `Session`.
+        again: Run also what is recorded, and replace it.
+        only: Run only those whose label begins with one of these.
+        quiet: No progress bar. There is none either where the output is not a terminal.
+        **options: Of `Session`.
+
+    Raises:
+        SweepError: If a run failed; the others are recorded.
+        ValueError: If `jobs` is not positive or no run is meant by `only`.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    store, scratch = store or results.store(), scratch or results.scratch()
+    if not runs(study, profile, store, only):
+        kinds = ", ".join(sorted({c.label.rsplit("-s", 1)[0] for c in runs(study, profile, store).values()}))
+        raise ValueError(f"only: no run of {study.name}, {profile} begins with {', '.join(only)}; there are {kinds}")
+    call = {"code": study.code(), "root": store.root, "scratch": scratch, "again": again, "device": device, **options}
+    outcomes: dict[str, Outcome] = {}
+    with _backend(cluster, jobs) as width, _Bar(study.name, profile, scratch, quiet) as bar:
+        while True:
+            named = (runs if again else missing)(study, profile, store, only)
+            todo = [config for key, config in named.items() if key not in outcomes]
+            if not todo:
+                break
+            bar.add({run_key(study.name, config): config.iterations for config in todo})
+            outcomes |= _together(study.name, profile, todo, width, call)
+    failed = [outcome for outcome in outcomes.values() if outcome.error]
+    if failed:
+        told = "\n".join(f"{each.label} ({each.key}): {each.error}" for each in failed)
+        raise SweepError(f"{len(failed)} of {len(outcomes)} runs failed; the others are recorded.\n{told}")
+    return list(outcomes.values())
+
+
+def _together(study: str, profile: str, configs: list[Any], width: int, call: dict[str, Any]) -> dict[str, Outcome]:
+    """Run some configs side by side; a worker that dies costs what it had done since its last checkpoint."""
+    outcomes: dict[str, Outcome] = {}
+    deaths = 0
+    while len(outcomes) < len(configs):
+        rest = [config for config in configs if run_key(study, config) not in outcomes]
+        before = len(outcomes)
+        try:
+            tasks = (delayed(run_one)(study, profile, config, **call) for config in rest)
+            for outcome in Parallel(n_jobs=width, return_as="generator_unordered")(tasks):
+                outcomes[outcome.key] = outcome
+        except BrokenProcessPool as error:
+            deaths = deaths + 1 if len(outcomes) == before else 1
+            if deaths == 3:
+                raise SweepError(
+                    f"a worker died three times in a row without finishing a run ({error}); is memory short? Give "
+                    "the same command with fewer --jobs: it goes on where it stopped"
+                ) from error
+    return outcomes
+
+
+class _backend:  # noqa: N801 (used like contextlib's)
+    """Processes of this machine, or a Dask cluster; gives the number of workers."""
+
+    def __init__(self, cluster: str, jobs: int) -> None:
+        self._cluster, self._jobs = cluster, jobs
+        self._open: list[Any] = []
+
+    def __enter__(self) -> int:
+        if not self._cluster:
+            return self._jobs
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError as error:
+            raise ValueError("cluster: needs the packages dask and distributed; pip install 'fop[cluster]'") from error
+        if self._cluster.startswith("local:"):
+            count = int(self._cluster.removeprefix("local:"))
+            here = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+            self._open.append(here)
+            client = Client(here)
+        else:
+            client = Client(self._cluster)
+        self._open.append(client)
+        config = parallel_config(backend="dask", client=client)
+        config.__enter__()
+        self._open.append(config)
+        return -1
+
+    def __exit__(self, *error: object) -> None:
+        for each in reversed(self._open):
+            each.__exit__(*error)
+
+
+class _Bar:
+    """A progress bar over the steps of all runs, fed by their heartbeats."""
+
+    def __init__(self, study: str, profile: str, scratch: Path, quiet: bool) -> None:
+        self._name, self._folder = f"{study} {profile}", scratch / study / profile
+        self._totals: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        shown = sys.stderr.isatty() and not quiet
+        self._bar = tqdm(total=0, unit="step", disable=not shown, smoothing=0.05)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True) if shown else None
+
+    def add(self, runs: dict[str, int]) -> None:
+        """Watch further runs: their keys and steps."""
+        self._totals |= runs
+        self._bar.total = sum(self._totals.values())
+        self._bar.set_description(f"{self._name}, {len(self._totals)} runs")
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        for key, total in list(self._totals.items()):
+            before = self._seen.get(key, 0)
+            try:
+                done = json.loads((self._folder / f"{key}.progress").read_text(encoding="utf-8"))[0]
+            except (OSError, ValueError):
+                # Gone after it had begun: the run is recorded.
+                done = total if before else 0
+            if done > before:
+                self._bar.update(done - before)
+                self._seen[key] = done
+
+    def __enter__(self) -> _Bar:
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        if self._thread:
+            self._thread.join()
+            self._look()
+        self._bar.close()
