@@ -38,8 +38,8 @@ class Outcome:
 
 
 def run_one(
-    study: str, profile: str, config: Any, root: Path, scratch: Path, *, code: str = "", again: bool = False, device: str = "auto",
-    threads: int = 1, **options: Any,
+    study: str, profile: str, config: Any, root: Path, scratch: Path, *, code: str = "", again: bool = False,
+    device: str = "auto", threads: int = 1, **options: Any,
 ) -> Outcome:  # fmt: skip
     """Train one run, from its checkpoint if there is one, and record it.
 
