@@ -191,7 +191,7 @@ def _read(path: Path) -> Record:
         fields = json.loads(path.read_text(encoding="utf-8"))
         key, config, status = fields.pop("key"), fields.pop("config"), fields.pop("status")
         return Record(path, key, config, status, fields)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(
             f"{path}: not a record of a run ({error}); the file was changed or cut off. Restore it, or delete it and "
             "run it again"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fop_torch.results import Record
     from fop_torch.studies.study import Study
 
 #: Where each study stands; imported when it is asked for.
@@ -21,3 +24,46 @@ def find(name: str) -> Study:
     if name not in MODULES:
         raise ValueError(f"study: expected one of {', '.join(MODULES)}, got {name!r}")
     return import_module(MODULES[name]).STUDY
+
+
+def live(name: str, profile: str | None = None, *, jobs: int = 1) -> list[Record]:
+    """The runs of a profile, trained now as far as they aren't recorded; smoke runs always anew.
+
+    Args:
+        name: Name of the study.
+        profile: Its profile; `FOP_PROFILE` or smoke when left out.
+        jobs: Processes.
+    """
+    from fop_torch import results
+    from fop_torch.studies.study import chosen_profile
+    from fop_torch.sweep import sweep
+
+    study, profile = find(name), chosen_profile(profile)
+    if profile != "smoke":
+        sweep(study, profile, jobs=jobs)
+        return results.store().load(name, profile)
+    with tempfile.TemporaryDirectory() as folder:
+        store = results.Store(Path(folder))
+        sweep(study, profile, store=store, scratch=Path(folder) / "scratch", jobs=jobs)
+        records = store.load(name, profile)
+        for record in records:
+            _ = record.metrics  # read before the folder is gone
+        return records
+
+
+def recorded(name: str, profile: str | None = None) -> list[Record]:
+    """The recorded runs of a profile, or of the best profile that has any: paper before laptop.
+
+    Raises:
+        FileNotFoundError: If nothing is recorded.
+    """
+    from fop_torch import results
+
+    store = results.store()
+    for each in (profile,) if profile else ("paper", "laptop"):
+        records = store.load(name, each)
+        if records:
+            return records
+    raise FileNotFoundError(
+        f"no recorded runs of {name} under {store.root}; make them with: fop run {name} --profile laptop"
+    )

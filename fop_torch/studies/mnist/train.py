@@ -83,7 +83,7 @@ class Config:
 def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
     """The runs of a profile, as far as they can be named; see `Study.runs`."""
     if profile == "smoke":
-        few = {"iterations": 400, "stand_in": True}
+        few = {"iterations": 300, "stand_in": True}
         main = [Config("momentum", seed, **few) for seed in range(2)]  # type: ignore[arg-type]
         main += [Config(method, seed, 25, **few) for method in ("FOP", "frozen") for seed in range(2)]  # type: ignore[arg-type]
         return [*main, *_matched([c for c in main if c.method == "FOP"], records)]
@@ -337,7 +337,7 @@ STUDY = Study(
     shows="Figures A.1 and A.2, Appendix A.4",
     data=("mnist",),
     profiles={
-        "smoke": "400 iterations, 2 seeds, rank 25; other images where MNIST is missing",
+        "smoke": "300 iterations, 2 seeds, rank 25; other images where MNIST is missing",
         "laptop": "4,000 iterations and 3 seeds instead of 20,000 and 5; no grid of settings",
         "paper": "nothing: the paper's network, ranks, iterations and seeds",
     },
