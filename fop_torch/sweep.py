@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,10 @@ def run_one(
     folder = scratch / study / profile
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(root)
+    # The processes of torchrun train one run together: the first one holds the lock and writes.
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        with FileLock(folder / f"{key}.lock", timeout=0):
+        with FileLock(folder / f"{key}.lock", timeout=0) if first else nullcontext():
             if store.find(study, profile, key) is not None and not again:
                 return Outcome(config.label, key)
             torch.set_num_threads(threads)

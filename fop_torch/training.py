@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import random
 import resource
@@ -58,7 +59,15 @@ class Session:
         self, study: str, config: Any, folder: Path, code: str, *, device: str = "auto", precision: str = "32-true",
         every: float = 60.0, stop_after: int | None = None,
     ) -> None:  # fmt: skip
-        self.fabric = Fabric(accelerator=device, devices="auto" if _by_torchrun() else 1, precision=precision)  # type: ignore[arg-type]
+        # torchrun says how many processes there are; alone, a run takes one device.
+        here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        self.fabric = Fabric(
+            accelerator=device,
+            devices=here,
+            num_nodes=everywhere // here,
+            strategy="ddp" if everywhere > 1 else "auto",
+            precision=precision,  # type: ignore[arg-type]
+        )
         self.fabric.launch()
         self.key, self.code = run_key(study, config), code
         self.config, self.every, self.stop_after = config, every, stop_after
@@ -84,6 +93,18 @@ class Session:
     def seconds(self) -> float:
         """Wall time of the run, all its processes together."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def share(self, indices: Tensor) -> Tensor:
+        """This process's part of a batch; all parts are equally long, so that the mean of their means is the mean.
+
+        Raises:
+            ValueError: If the processes do not divide the batch.
+        """
+        if len(indices) % self.fabric.world_size:
+            raise ValueError(
+                f"batch: expected a multiple of the {self.fabric.world_size} processes, got {len(indices)} examples"
+            )
+        return indices.chunk(self.fabric.world_size)[self.fabric.global_rank]
 
     def log(self, iteration: int, values: Mapping[str, float], part: str = "") -> None:
         """Add measurements to the curves.
@@ -250,7 +271,8 @@ def fit(
         summed.total += value.detach()
         done += 1
         if done % every == 0 or done == iterations:
-            mean = summed.total.item() / (every if done % every == 0 else done % every)
+            total = torch.as_tensor(session.fabric.all_reduce(summed.total))
+            mean = total.item() / (every if done % every == 0 else done % every)
             summed.total.zero_()
             if not math.isfinite(mean):
                 session.status = "diverged"
@@ -285,10 +307,6 @@ def device_name(device: torch.device) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _by_torchrun() -> bool:
-    return torch.distributed.is_torchelastic_launched()
 
 
 def _random() -> dict[str, Any]:
