@@ -1,0 +1,617 @@
+"""What the runs for Figures A.1 and A.2 say: pure functions from records to numbers, and from those to verdicts.
+
+Nothing is drawn here and no number is typed: the chapter, the ledger's tests and `fop report mnist` all read these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fop_theory.angles import widest_angle
+from fop_torch.results import Record
+from fop_torch.statistics import (
+    Band,
+    Comparison,
+    Thresholds,
+    Trend,
+    Verdict,
+    compare,
+    first_reach,
+    judge,
+    judge_all,
+    mean_band,
+    trend,
+)
+from fop_torch.studies.mnist.train import RANKS, STUDY, Config, best_lr
+
+LAYERS = (1, 2, 3, 4)
+#: Ranks that have the controls.
+FROZEN_RANKS, MATCHED_RANKS, TUNED_RANKS = (784, 25), (784, 25, 1), (784, 25)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides, fixed before the runs. Each family of comparisons named here is adjusted together (Holm).
+
+    Attributes:
+        accuracy: In percentage points of test accuracy. Families: each rank against momentum; each control.
+        speed: In iterations; a difference below one record does not count. Families: each rank against momentum.
+        order: Of Spearman's rank correlation with the rank k, seed by seed.
+        resolution: Step of an accuracy on 10,000 images, in percentage points.
+        fast: Test accuracy by which "training" is timed, in percent.
+        initial: The one by which "initial training" is timed.
+        low_ranks: "Fairly low" ranks.
+        very_low_ranks: "Very low" ranks.
+        p: The caption's.
+        gain: The caption's gain at full rank in percentage points, and the tolerance of its row.
+        angles: The figure's mean angles in degrees, by layer, and the tolerance of their rows.
+        angle_tolerance: See `angles`; also how far a learned M may turn from a frozen one and count as equal.
+        axis: The degrees between which the figure draws its bands: what stays there varies "slightly".
+        usually: Share of the records at which the bands must stay there.
+        slightly: What is "slightly below 45°" is at most so many degrees below.
+        law: Share of the promised growth by which the trace may miss it at the largest batch.
+    """
+
+    accuracy: Thresholds = field(default_factory=lambda: Thresholds(margin=0.1))
+    speed: Thresholds = field(default_factory=lambda: Thresholds(margin=200))
+    order: Thresholds = field(default_factory=lambda: Thresholds(margin=0.5))
+    resolution: float = 0.01
+    fast: float = 95.0
+    initial: float = 90.0
+    low_ranks: tuple[int, ...] = (25, 4)
+    very_low_ranks: tuple[int, ...] = (4, 1)
+    p: float = 1e-4
+    gain: tuple[float, float] = (0.6, 0.2)
+    angles: tuple[tuple[int, float], ...] = ((2, 43.16), (4, 42.48))
+    angle_tolerance: float = 1.0
+    axis: tuple[float, float] = (36.0, 50.0)
+    usually: float = 0.95
+    slightly: float = 5.0
+    law: float = 0.1
+
+
+RULES = Rules()
+
+
+class MissingRunsError(LookupError):
+    """A statistic needs runs that are not among the records; the message names them."""
+
+
+class Finding(NamedTuple):
+    """What the runs say about one part of a claim, and why."""
+
+    what: str
+    verdict: Verdict
+    reason: str
+
+
+# ---------------------------------------------------------------------------------------
+# Which runs
+
+
+def pick(records: Sequence[Record], method: str, rank: int = 0, **settings: Any) -> list[Record]:
+    """The runs of one method and rank, by seed; what is not set has its default, the iterations are the longest.
+
+    Raises:
+        MissingRunsError: If there are none.
+    """
+    longest = max((record.config["iterations"] for record in records), default=0)
+    wanted = asdict(Config(method, 0, rank)) | {"iterations": longest} | settings
+    free = {"seed", "gains", "stand_in"}
+    group = [r for r in records if all(r.config[key] == value for key, value in wanted.items() if key not in free)]
+    if not group:
+        said = ", ".join(f"{key} {value:g}" for key, value in ({"rank": rank} | settings).items())
+        raise MissingRunsError(f"no recorded run of {method} ({said}); `fop run mnist` makes what is missing")
+    return sorted(group, key=lambda record: record.config["seed"])
+
+
+def paired(ours: Sequence[Record], theirs: Sequence[Record]) -> None:
+    """Make sure that two groups have the same seeds.
+
+    Raises:
+        MissingRunsError: If not.
+    """
+    seeds = [{record.config["seed"] for record in group} for group in (ours, theirs)]
+    if seeds[0] != seeds[1]:
+        names = [group[0].path.stem.rsplit("-s", 1)[0] for group in (ours, theirs)]
+        raise MissingRunsError(
+            f"{names[0]} has the seeds {sorted(seeds[0])}, {names[1]} has {sorted(seeds[1])}: runs are compared in "
+            "pairs; `fop run mnist` makes what is missing"
+        )
+
+
+def at_best_lr(records: Sequence[Record], method: str, rank: int = 0) -> list[Record]:
+    """A method's runs at the learning rate that the grid found best for it, by validation accuracy.
+
+    Raises:
+        MissingRunsError: If the grid or those runs are not recorded.
+    """
+    lr = best_lr(records, method, rank)
+    if lr is None:
+        raise MissingRunsError(f"the grid of learning rates for {method} of rank {rank} is not complete")
+    return pick(records, method, rank, lr=lr)
+
+
+# ---------------------------------------------------------------------------------------
+# From runs to numbers
+
+
+def curves(group: Sequence[Record], name: str, part: str | int = "") -> tuple[np.ndarray, np.ndarray]:
+    """One measured quantity of several runs: iterations `[t]` and values `[runs, t]`.
+
+    Raises:
+        MissingRunsError: If a run has no such curve, or ended early.
+    """
+    table = pd.concat({r.path.stem: r.curve(name, str(part)) for r in group}, axis=1)
+    broken = table.columns[table.isna().any() | (len(table) == 0)]
+    if len(broken):
+        raise MissingRunsError(f"{', '.join(broken)}: no whole curve of {name} {part}; did the run diverge?")
+    return table.index.to_numpy(), table.to_numpy().T
+
+
+def band(group: Sequence[Record], name: str = "test_accuracy", part: str | int = "") -> tuple[np.ndarray, Band]:
+    """Iterations, and mean, bootstrap band and span of a measured quantity."""
+    iterations, values = curves(group, name, part)
+    return iterations, mean_band(values)
+
+
+def final(group: Sequence[Record], name: str = "test_accuracy") -> np.ndarray:
+    """The last value of each run; 0 for one that diverged, `[runs]`."""
+    return np.array([0.0 if r.status == "diverged" else r.curve(name).iloc[-1] for r in group])
+
+
+def speed(group: Sequence[Record], level: float) -> np.ndarray:
+    """Iterations until each run's test accuracy first reached a level; the last one where it never did, `[runs]`."""
+    iterations, values = curves(group, "test_accuracy")
+    return np.minimum(first_reach(iterations, values, level), iterations[-1])
+
+
+def groups(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Every group of long runs that is recorded, by the name that pages give it."""
+    wanted: dict[str, Callable[[], list[Record]]] = {"momentum": lambda: pick(records, "momentum")}
+    for method, ranks in (("FOP", RANKS), ("frozen", FROZEN_RANKS), ("matched", MATCHED_RANKS)):
+        for rank in ranks:
+            wanted[f"{method} {rank}"] = lambda m=method, k=rank: pick(records, m, k)  # type: ignore[misc]
+    wanted["momentum, tuned"] = lambda: at_best_lr(records, "momentum")
+    for rank in TUNED_RANKS:
+        wanted[f"FOP {rank}, tuned"] = lambda k=rank: at_best_lr(records, "FOP", k)  # type: ignore[misc]
+    found = {}
+    for name, find in wanted.items():
+        try:
+            found[name] = find()
+        except MissingRunsError:
+            continue
+    return found
+
+
+def outcomes(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a group of long runs: learning rate, seeds, final test accuracy, iterations to both levels."""
+    rows = {}
+    for name, group in groups(records).items():
+        accuracy = final(group)
+        rows[name] = {
+            "lr": group[0].config["lr"], "seeds": len(group), "accuracy": accuracy.mean(), "lowest": accuracy.min(),
+            "highest": accuracy.max(), f"to {RULES.initial:g} %": speed(group, RULES.initial).mean(),
+            f"to {RULES.fast:g} %": speed(group, RULES.fast).mean(),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def gains_in_accuracy(ours: Sequence[Record], theirs: Sequence[Record]) -> Comparison:
+    """Final test accuracy, ours minus theirs, in percentage points, seed by seed."""
+    paired(ours, theirs)
+    return compare(final(ours), final(theirs), resolution=RULES.resolution)
+
+
+def gains_in_speed(ours: Sequence[Record], theirs: Sequence[Record], level: float) -> Comparison:
+    """How many iterations sooner ours reach a level, seed by seed."""
+    paired(ours, theirs)
+    return compare(-speed(ours, level), -speed(theirs, level))
+
+
+def against_momentum(records: Sequence[Record], level: float | None = None) -> dict[str, Comparison]:
+    """FOP of each rank, such as "rank 25", against momentum: final accuracy, or the speed to a level."""
+    momentum = pick(records, "momentum")
+    return {
+        f"rank {rank}": gains_in_accuracy(pick(records, "FOP", rank), momentum)
+        if level is None
+        else gains_in_speed(pick(records, "FOP", rank), momentum, level)
+        for rank in RANKS
+    }
+
+
+def against_control(records: Sequence[Record], control: str) -> dict[str, Comparison]:
+    """Final accuracy of FOP minus that of a control, by rank.
+
+    Args:
+        records: The runs.
+        control: `"frozen"`, `"matched"`, or `"tuned"`: each method at its best learning rate.
+    """
+    if control == "tuned":
+        momentum = at_best_lr(records, "momentum")
+        return {f"rank {rank}": gains_in_accuracy(at_best_lr(records, "FOP", rank), momentum) for rank in TUNED_RANKS}
+    ranks = {"frozen": FROZEN_RANKS, "matched": MATCHED_RANKS}[control]
+    return {
+        f"rank {rank}": gains_in_accuracy(pick(records, "FOP", rank), pick(records, control, rank)) for rank in ranks
+    }
+
+
+def rank_trend(records: Sequence[Record], level: float | None = None) -> Trend:
+    """Whether final accuracy, or the speed to a level, grows with the rank."""
+    found = [pick(records, "FOP", rank) for rank in RANKS]
+    for group in found[1:]:
+        paired(group, found[0])
+    values = [final(group) if level is None else -speed(group, level) for group in found]
+    return trend(RANKS, np.transpose(values))
+
+
+def angles(group: Sequence[Record]) -> pd.DataFrame:
+    """The angle between gradient and preconditioned gradient in degrees, one row a layer.
+
+    Returns:
+        `mean` over iterations and seeds; `low` and `high`, its 95 % interval by seeds; `range`: largest minus smallest
+        over the seeds, mean over the iterations; `below`: share of records below 45°; `bound`: mean of the largest
+        angle that the condition number allows.
+    """
+    rows = {}
+    for layer in LAYERS:
+        _, values = curves(group, "angle", layer)
+        _, condition = curves(group, "condition", layer)
+        level = compare(values.mean(axis=1), np.zeros(len(values)))
+        rows[layer] = {
+            "mean": level.mean, "low": level.low, "high": level.high, "range": np.ptp(values, axis=0).mean(),
+            "below": (values < 45).mean(), "bound": np.vectorize(widest_angle)(condition).mean(),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def turned_by_learning(records: Sequence[Record], rank: int = 784) -> dict[str, Comparison]:
+    """By how many degrees a learned M turns the gradient further than its frozen start, by layer, over the run."""
+    learned, frozen = pick(records, "FOP", rank), pick(records, "frozen", rank)
+    paired(learned, frozen)
+    return {
+        f"layer {layer}": compare(*(curves(group, "angle", layer)[1].mean(axis=1) for group in (learned, frozen)))
+        for layer in LAYERS
+    }
+
+
+def sizes(group: Sequence[Record]) -> pd.DataFrame:
+    """Step-length gain |GP|/|G|, condition number and trace of M M^T, first and last, means over seeds, by layer."""
+    rows = {}
+    for layer in LAYERS:
+        each = {name: curves(group, name, layer)[1].mean(axis=0) for name in ("gain", "condition", "trace")}
+        rows[layer] = {f"{name}, {end}": v[at] for name, v in each.items() for end, at in (("first", 0), ("last", -1))}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def law(records: Sequence[Record]) -> dict[int, dict[str, np.ndarray]]:
+    """How `tr M M^T` of the whole network grew under plain gradient steps, by batch size.
+
+    Returns:
+        For each batch size, over the iterations `[t]` at which everything was measured: `iterations`; `grown`: the
+        trace minus its start, `[seeds, t]`; `promised`: the law's sum over the steps, `[seeds, t]`; `limit`:
+        `4 rho (J_0 - J)` by the validation loss, `[seeds, t]`. The start is taken from the first record and what was
+        promised until then.
+    """
+    batches = sorted({r.config["batch"] for r in records if r.config["method"] == "law"})
+    if not batches:
+        raise MissingRunsError("no recorded run of the conservation law; `fop run mnist --profile paper` makes them")
+    found = {}
+    for batch in batches:
+        group = [r for r in records if r.config["method"] == "law" and r.config["batch"] == batch]
+        steps, trace = curves(group, "trace")
+        _, promised = curves(group, "promised")
+        at, loss = curves(group, "validation_loss")
+        both = np.isin(steps, at)
+        start = trace[:, :1] - promised[:, :1]
+        found[batch] = {
+            "iterations": steps[both],
+            "grown": (trace - start)[:, both],
+            "promised": promised[:, both],
+            "limit": 4 * group[0].config["hyper_lr"] * (loss[:, :1] - loss)[:, np.isin(at, steps)],
+        }
+    return found
+
+
+def sensitivity(records: Sequence[Record]) -> pd.DataFrame:
+    """The grid, one row a setting: mean final test accuracy of its seeds, largest gain of any layer at the end.
+
+    A run that diverged counts as nothing right; `diverged` says how many did.
+    """
+    seeds = [r for r in records if r.config["seed"] >= 100]
+    if not seeds:
+        raise MissingRunsError("no recorded run of the grid; `fop run mnist --profile paper` makes them")
+    keys = ["method", "rank", "hyper_lr", "sigma", "lr"]
+    rows = []
+    for record in seeds:
+        gains = [record.curve("gain", str(layer)) for layer in LAYERS]
+        gain = max((float(curve.iloc[-1]) for curve in gains if len(curve)), default=1.0)
+        rows.append({key: record.config[key] for key in keys} | {
+            "accuracy": final([record])[0], "gain": gain, "diverged": int(record.status == "diverged"), "seeds": 1,
+        })  # fmt: skip
+    return (
+        pd.DataFrame(rows)
+        .groupby(keys)
+        .agg({"accuracy": "mean", "gain": "mean", "diverged": "sum", "seeds": "sum"})
+        .reset_index()
+    )
+
+
+# ---------------------------------------------------------------------------------------
+# Verdicts
+
+
+def verdicts(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    """What the runs say about each claim, one finding for each of its parts.
+
+    Raises:
+        MissingRunsError: If runs are missing.
+    """
+    found: dict[str, tuple[Finding, ...]] = {}
+    for judged in (_figure_a2, _figure_a1, _controls, _law, _settings):
+        found |= judged(records)
+    return found
+
+
+def value(records: Sequence[Record], claim: str) -> float:
+    """Our number for a claim whose row gives the paper's.
+
+    Raises:
+        KeyError: If the claim is not one of them.
+    """
+    numbers: dict[str, Callable[[], float]] = {
+        "fig-a2-better-by-0-6": lambda: against_momentum(records)["rank 784"].mean,
+        **{
+            f"fig-a1-layer-{layer}-mean": lambda at=layer: angles(pick(records, "FOP", 784)).loc[at, "mean"]  # type: ignore[misc]
+            for layer, _ in RULES.angles
+        },
+    }
+    return float(numbers[claim]())
+
+
+def _figure_a2(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    accuracy, fast, initial = (against_momentum(records, level) for level in (None, RULES.fast, RULES.initial))
+    better = judge_all(accuracy, "greater", RULES.accuracy)
+    worse = judge_all(accuracy, "not-greater", RULES.accuracy)
+    sooner = judge_all(fast, "greater", RULES.speed)
+    started = judge_all(initial, "greater", RULES.speed)
+
+    def sooner_at(ranks: Sequence[int]) -> Finding:
+        return _all(f"sooner at {RULES.fast:g} %, in iterations", _ranks(ranks), sooner, fast)
+
+    full = accuracy["rank 784"]
+    small = [full.p < RULES.p, full.p_welch < RULES.p]
+    told = f"paired t-test p = {full.p:.1g}, Welch's p = {full.p_welch:.1g}, sign flips p = {full.p_sign_flip:.2g}"
+    told += f" (no rank or permutation test of {full.n} pairs gives less than {full.smallest_p_sign_flip:.2g})"
+    return {
+        "text-a4-accelerates-all-k": (sooner_at(RANKS),),
+        "fig-a2-improves-at-low-rank": (sooner_at(RULES.very_low_ranks),),
+        "text-2-2-low-rank-effective": (sooner_at(RULES.very_low_ranks),),
+        "text-a4-improves-accuracy-low-k": (
+            _all("better at the end, in points", _ranks(RULES.low_ranks), better, accuracy),
+        ),
+        "fig-a2-larger-k-better": (
+            _ordered("speed", rank_trend(records, RULES.fast)),
+            _ordered("final accuracy", rank_trend(records)),
+        ),
+        "fig-a2-k-below-4": (
+            _all("no better at the end, in points", _ranks((1,)), worse, accuracy),
+            _all(f"sooner at {RULES.initial:g} %, in iterations", _ranks((1,)), started, initial),
+        ),
+        "fig-a2-better-by-0-6": (_number("gain at full rank", full, *RULES.gain, " points"),),
+        "fig-a2-p-value": (
+            Finding("p-value", "matches" if all(small) else "undecided" if any(small) else "differs", told),
+        ),
+    }
+
+
+def _figure_a1(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    values = {layer: curves(pick(records, "FOP", 784), "angle", layer)[1] for layer in LAYERS}
+    means = {layer: each.mean(axis=1) for layer, each in values.items()}
+    whole = np.stack(list(values.values()), axis=1)  # [seeds, layers, t]
+    zeros = np.zeros(len(whole))
+    low, high = RULES.axis
+    inside = {layer: ((each >= low) & (each <= high)).all(axis=0).mean() for layer, each in values.items()}
+    usual = compare((whole < 45).mean(axis=(1, 2)), zeros + 0.5)
+    near = compare(whole.mean(axis=(1, 2)), zeros)
+    half = RULES.slightly / 2
+    printed = {
+        f"fig-a1-layer-{layer}-mean": (
+            _number(f"mean angle, layer {layer}", compare(means[layer], zeros), mean, RULES.angle_tolerance, "°"),
+        )
+        for layer, mean in RULES.angles
+    }
+    return printed | {
+        "fig-a1-varies-slightly": (
+            Finding(
+                "bands within the figure's axis",
+                "matches" if min(inside.values()) >= RULES.usually else "differs",
+                f"share of the records at which all runs lie between {low:g}° and {high:g}°: {_layers(inside, '.0%')}",
+            ),
+        ),
+        "fig-a1-usually-below-45": (
+            Finding(
+                "usually below 45°",
+                judge(usual, "greater", Thresholds(margin=0.0)),
+                f"share above one half: {_interval(usual)}; shares "
+                + _layers({layer: (each < 45).mean() for layer, each in values.items()}, ".0%"),
+            ),
+            Finding(
+                f"by {RULES.slightly:g}° or less",
+                judge(near, "about", Thresholds(margin=0.0), 45 - half, half),
+                f"mean {_interval(near)}°; " + _layers({layer: each.mean() for layer, each in means.items()}, ".1f"),
+            ),
+        ),
+    }
+
+
+def _controls(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    frozen, matched, tuned = (against_control(records, name) for name in ("frozen", "matched", "tuned"))
+    turned = turned_by_learning(records)
+    equal = judge_all(frozen, "about", RULES.accuracy, 0.0, RULES.accuracy.margin)
+    not_by_length = judge_all(matched, "not-greater", RULES.accuracy)
+    not_by_tuning = judge_all(tuned, "not-greater", RULES.accuracy)
+    same_angle = judge_all(turned, "about", Thresholds(margin=0.0), 0.0, RULES.angle_tolerance)
+    return {
+        "ours-mnist-frozen": (_all("as good as its frozen start, in points", frozen, equal, frozen),),
+        "ours-mnist-matched": (
+            _all("no better than momentum with steps as long, in points", matched, not_by_length, matched),
+        ),
+        "ours-mnist-tuned": (
+            _all("no better than momentum, both at their best learning rates, in points", tuned, not_by_tuning, tuned),
+        ),
+        "ours-mnist-angle-frozen": (_all("the angle of its frozen start, in degrees", turned, same_angle, turned),),
+    }
+
+
+def _law(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    found = law(records)
+    most, least = max(found), min(found)
+    last = {
+        batch: {name: each[name][:, -1] for name in ("grown", "promised", "limit")} for batch, each in found.items()
+    }
+    misses = np.abs(last[most]["grown"] - last[most]["promised"]) / np.abs(last[most]["promised"])
+    never_less = all((each["grown"] - each["promised"] > -1e-3).all() for each in found.values())
+    never_more = all((each["grown"] <= each["limit"] + 1e-3).all() for each in found.values())
+    noise = compare(last[most]["promised"], last[least]["promised"])
+    said = "; ".join(
+        f"batch {batch}: grown {each['grown'].mean():+.4f}, promised {each['promised'].mean():+.4f}"
+        for batch, each in last.items()
+    )
+    return {
+        "ours-mnist-law": (
+            Finding(
+                f"grown as promised at batch {most}", "matches" if misses.max() <= RULES.law else "differs",
+                f"missed by {misses.max():.1%} of it at most; {said}",
+            ),
+            Finding(
+                "never below what was promised, nor above 4ρΔJ", "matches" if never_less and never_more else "differs",
+                f"limit 4ρΔJ at the end {last[most]['limit'].mean():.2f}",
+            ),
+        ),
+        "ours-mnist-noise": (
+            Finding(
+                f"batch {least} pays less than batch {most}", judge(noise, "greater", Thresholds(margin=0.0)),
+                f"{said}; difference of what was promised {_interval(noise, 4)}",
+            ),
+        ),
+    }  # fmt: skip
+
+
+def _settings(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    """Of the grid's runs of rank 25 at the study's learning rate: Adam on M at 1e-4 against the study's 1e-6."""
+    grid = [r for r in records if r.config["seed"] >= 100]
+    short = max((r.config["iterations"] for r in grid), default=0)
+    fast = pick(grid, "FOP", 25, iterations=short, hyper_lr=1e-4, sigma=0.01)
+    slow = pick(grid, "FOP", 25, iterations=short)
+    momentum = pick(grid, "momentum", iterations=short)
+    for group in (slow, momentum):
+        paired(fast, group)
+    gain = [max(r.curve("gain", str(layer)).iloc[-1] for layer in LAYERS) for r in fast]
+    ends = {name: final(g) for name, g in (("fast", fast), ("slow", slow), ("momentum", momentum))}
+    holds = min(gain) > 100 and (ends["fast"] < ends["slow"]).all() and (ends["fast"] < ends["momentum"]).all()
+    return {
+        "ours-mnist-hyper-lr": (
+            Finding(
+                "a hundredfold steps, and worse", "matches" if holds else "differs",
+                f"longest steps {min(gain):.0f} times the gradient's or more; test accuracy "
+                f"{_list(ends['fast'])} against {_list(ends['slow'])} with M nearly at rest and "
+                f"{_list(ends['momentum'])} of momentum",
+            ),
+        ),
+    }  # fmt: skip
+
+
+def _all(what: str, keys: Iterable[str], judged: Mapping[str, Verdict], seen: Mapping[str, Comparison]) -> Finding:
+    """One finding for several comparisons that must all come out."""
+    keys = list(keys)
+    told = "; ".join(f"{key}: {_interval(seen[key])}, p = {seen[key].p:.1g}" for key in keys)
+    return Finding(what, _together(judged[key] for key in keys), told)
+
+
+def _together(each: Iterable[Verdict]) -> Verdict:
+    """Matches if all do, differs if one does."""
+    found = set(each)
+    return "matches" if found == {"matches"} else "differs" if "differs" in found else "undecided"
+
+
+def _ordered(what: str, found: Trend) -> Finding:
+    seen = compare(found.rho, np.zeros(len(found.rho)))
+    told = f"Spearman's correlation with the rank {_interval(seen)}, pairs of ranks in order {found.ordered:.0%}"
+    return Finding(f"larger k, better {what}", judge(seen, "greater", RULES.order), f"{told}, Page's p = {found.p:.1g}")
+
+
+def _number(what: str, seen: Comparison, printed: float, tolerance: float, unit: str) -> Finding:
+    """A printed number agrees if ours is within the tolerance, and parts if our whole interval lies outside."""
+    apart = judge(seen, "about", Thresholds(margin=0.0), printed, tolerance) == "differs"
+    verdict: Verdict = "matches" if abs(seen.mean - printed) <= tolerance else "differs" if apart else "undecided"
+    return Finding(what, verdict, f"{_interval(seen)}{unit}; printed {printed:g} ± {tolerance:g}")
+
+
+def _interval(seen: Comparison, digits: int = 2) -> str:
+    return f"{seen.mean:+.{digits}f} ({seen.low:+.{digits}f} to {seen.high:+.{digits}f})"
+
+
+def _ranks(ranks: Iterable[int]) -> list[str]:
+    return [f"rank {rank}" for rank in ranks]
+
+
+def _layers(values: Mapping[int, float], form: str) -> str:
+    return ", ".join(f"layer {layer} {value:{form}}" for layer, value in values.items())
+
+
+def _list(values: np.ndarray) -> str:
+    return " and ".join(f"{value:.1f} %" for value in values)
+
+
+# ---------------------------------------------------------------------------------------
+# In words
+
+
+def provenance(records: Sequence[Record]) -> pd.Series:
+    """Where the records come from: counts, dates, devices, data, and whether the code is still what it was."""
+    code = STUDY.code()
+    facts = [record.facts for record in records]
+    data = {f"{f['data']['name']}, {f['data']['source']}, {f['data']['digest']}" for f in facts}
+    return pd.Series({
+        "runs": len(records),
+        "diverged": sum(record.status == "diverged" for record in records),
+        "ended": f"{min(f['ended'] for f in facts)} to {max(f['ended'] for f in facts)}",
+        "device": "; ".join(sorted({f["device"] for f in facts})),
+        "torch": "; ".join(sorted({f["versions"]["torch"] for f in facts})),
+        "data": "; ".join(sorted(data)),
+        "hours of computing": round(sum(f["seconds"] for f in facts) / 3600, 1),
+        "by the code as it stands": f"{sum(f['code_digest'] == code for f in facts)} runs",
+    })  # fmt: skip
+
+
+def report(records: Sequence[Record]) -> str:
+    """Everything above as text; what needs runs that are missing says which."""
+    sections: dict[str, Callable[[], Any]] = {
+        "Where it comes from": lambda: provenance(records).to_string(),
+        "Outcomes": lambda: outcomes(records).round(2).to_string(),
+        "Angles, FOP 784": lambda: angles(pick(records, "FOP", 784)).round(2).to_string(),
+        "Angles, frozen 784": lambda: angles(pick(records, "frozen", 784)).round(2).to_string(),
+        "Step length, condition, trace, FOP 784": lambda: sizes(pick(records, "FOP", 784)).round(2).to_string(),
+        "Grid": lambda: sensitivity(records).round(3).to_string(index=False),
+    }
+    for judged in (_figure_a2, _figure_a1, _controls, _law, _settings):
+        name = f"Verdicts, {judged.__name__.strip('_').replace('_', ' ')}"
+        sections[name] = lambda these=judged: _told(these(records))  # type: ignore[misc]
+    told = []
+    for title, write in sections.items():
+        try:
+            text = write()
+        except MissingRunsError as error:
+            text = f"not yet: {error}"
+        told.append(f"{title}\n{text}")
+    return "\n\n".join(told)
+
+
+def _told(found: Mapping[str, tuple[Finding, ...]]) -> str:
+    return "\n".join(f"{name}: {f.what}: {f.verdict}. {f.reason}" for name, fs in found.items() for f in fs)
