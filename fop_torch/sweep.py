@@ -187,8 +187,12 @@ class _backend:  # noqa: N801 (used like contextlib's)
         except ImportError as error:
             raise ValueError("cluster: needs the packages dask and distributed; pip install 'fop[cluster]'") from error
         if self._cluster.startswith("local:"):
-            count = int(self._cluster.removeprefix("local:"))
-            here = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+            count = self._cluster.removeprefix("local:")
+            if not count.isdecimal() or int(count) < 1:
+                raise ValueError(
+                    f"cluster: expected local:N or an address such as tcp://host:8786, got {self._cluster!r}"
+                )
+            here = LocalCluster(n_workers=int(count), threads_per_worker=1, dashboard_address=None)
             self._open.append(here)
             client = Client(here)
         else:

@@ -1,0 +1,156 @@
+"""Sweeps: what is recorded is not run again, what fails costs nothing else, and a worker's death costs little."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from fop_torch import studies
+from fop_torch.results import Store, run_key
+from fop_torch.studies import live, recorded
+from fop_torch.studies.study import chosen_profile
+from fop_torch.sweep import SweepError, missing, sweep
+from tests.torch import tiny_study
+from tests.torch.tiny_study import STUDY, Config
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> Store:
+    tiny_study.register(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield Store(tmp_path / "results")
+    torch.set_num_threads(threads)
+
+
+def asked(monkeypatch, *configs: Config) -> None:
+    monkeypatch.setitem(tiny_study.RUNS, "laptop", list(configs))
+
+
+def curves(store: Store, profile: str = "laptop") -> dict[str, list]:
+    return {record.path.stem: record.metrics.values.tolist() for record in store.load("tiny", profile)}
+
+
+def test_every_run_is_recorded_once(store) -> None:
+    outcomes = sweep(STUDY, "smoke")
+    labels = [outcome.label for outcome in outcomes]
+    assert sorted(labels) == ["follower-s0", "fop-s0", "fop-s1", "momentum-s0", "momentum-s1"]
+    # What can be named only when another run is recorded comes after it.
+    assert labels[-1] == "follower-s0"
+    assert missing(STUDY, "smoke", store) == {}
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*.*")}
+    assert sweep(STUDY, "smoke") == []
+    assert before == {path: path.stat().st_mtime_ns for path in store.root.rglob("*.*")}
+
+
+def test_processes_give_the_same_bits_as_one(store, tmp_path) -> None:
+    sweep(STUDY, "smoke")
+    other = Store(tmp_path / "other")
+    sweep(STUDY, "smoke", store=other, scratch=tmp_path / "scratch2", jobs=2)
+    assert curves(store, "smoke") == curves(other, "smoke")
+
+
+def test_again_replaces(store) -> None:
+    sweep(STUDY, "smoke", only=["fop-s0"])
+    (record,) = store.load("tiny", "smoke")
+    before = record.path.stat().st_mtime_ns
+    sweep(STUDY, "smoke", only=["fop-s0"], again=True)
+    (record,) = store.load("tiny", "smoke")
+    assert record.path.stat().st_mtime_ns > before
+
+
+def test_a_run_that_fails_costs_no_other(store, monkeypatch) -> None:
+    asked(monkeypatch, Config(fail="raise"), Config(seed=1))
+    with pytest.raises(SweepError, match=r"(?s)1 of 2 runs failed.*momentum-raise-s0.*broken on purpose"):
+        sweep(STUDY, "laptop")
+    assert [record.config["seed"] for record in store.load("tiny", "laptop")] == [1]
+
+
+def test_a_run_that_diverges_is_a_result(store, monkeypatch) -> None:
+    asked(monkeypatch, Config(fail="nan"))
+    sweep(STUDY, "laptop")
+    (record,) = store.load("tiny", "laptop")
+    assert record.status == "diverged"
+    assert record.facts["diverged_at"] == 20
+    assert record.curve("accuracy").index.tolist() == [0, 10]
+
+
+@pytest.mark.parametrize("cluster", ["", "local:2"], ids=["processes", "dask"])
+def test_a_killed_worker_costs_only_what_it_had_not_saved(store, monkeypatch, tmp_path, cluster) -> None:
+    """SIGKILL in the middle of one run, on two workers; the runs end with the bits of runs that were left alone."""
+    killed = [Config("FOP", 0, fail="kill"), Config("FOP", 1), Config("FOP", 2)]
+    asked(monkeypatch, *killed)
+    sweep(STUDY, "laptop", jobs=2, cluster=cluster, every=0.0)
+    assert len(store.load("tiny", "laptop")) == 3
+    assert list((tmp_path / "scratch").rglob("*.failed"))
+    asked(monkeypatch, *(replace(config, fail="") for config in killed))
+    whole = Store(tmp_path / "whole")
+    sweep(STUDY, "laptop", store=whole, scratch=tmp_path / "scratch2")
+    assert sorted(curves(store).values()) == sorted(curves(whole).values())
+
+
+def test_a_worker_that_always_dies_ends_the_sweep(store, monkeypatch) -> None:
+    asked(monkeypatch, Config(fail="always"), Config(seed=1))
+    monkeypatch.setattr("fop_torch.sweep.run_one", _die)
+    with pytest.raises(SweepError, match=r"died three times in a row.*fewer --jobs"):
+        sweep(STUDY, "laptop", jobs=2)
+
+
+def _die(*args, **kwargs) -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(store, tmp_path) -> None:
+    config = tiny_study.RUNS["laptop"][0]
+    folder = tmp_path / "scratch" / "tiny" / "laptop"
+    folder.mkdir(parents=True)
+    with (
+        FileLock(folder / f"{run_key('tiny', config)}.lock"),
+        pytest.raises(SweepError, match=r"1 of 2 runs failed.*\n.*another process is training this run"),
+    ):
+        sweep(STUDY, "laptop")
+    sweep(STUDY, "laptop")
+    assert len(store.load("tiny", "laptop")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 0}, "jobs: expected at least 1, got 0"),
+        ({"only": ["nothing"]}, "begins with nothing; there are fop, momentum"),
+        ({"cluster": "local:none"}, "cluster: expected local:N or an address"),
+        ({"cluster": "local:0"}, "cluster: expected local:N or an address"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep(STUDY, "smoke", **options)
+
+
+def test_a_chapter_gets_live_and_recorded_runs(store) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no recorded runs of tiny .* fop run tiny --profile laptop"):
+        recorded("tiny")
+    assert len(live("tiny")) == 5
+    assert not Path(store.root).exists()  # smoke runs are not kept
+    assert len(live("tiny", "laptop")) == len(recorded("tiny")) == 2
+    sweep(STUDY, "paper")
+    assert {record.facts["profile"] for record in recorded("tiny")} == {"paper"}
+    assert {record.facts["profile"] for record in recorded("tiny", "laptop")} == {"laptop"}
+
+
+def test_names(monkeypatch) -> None:
+    with pytest.raises(ValueError, match="study: expected one of tiny, got 'nothing'"):
+        studies.find("nothing")
+    assert chosen_profile() == "smoke"
+    monkeypatch.setenv("FOP_PROFILE", "paper")
+    assert chosen_profile() == "paper"
+    assert chosen_profile("laptop") == "laptop"
+    monkeypatch.setenv("FOP_PROFILE", "papers")
+    with pytest.raises(ValueError, match="FOP_PROFILE: expected one of smoke, laptop, paper, got 'papers'"):
+        chosen_profile()
