@@ -249,7 +249,12 @@ def _ago(seconds: float) -> str:
 
 @main.command()
 @STUDY
-@click.option("--profile", metavar="NAME", help="When left out: the best that is recorded, paper before laptop.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    callback=_checked(lambda name: name and _profile(name)),
+    help="When left out: the best that is recorded, paper before laptop.",
+)
 def report(study: Study, profile: str | None) -> None:
     """Print what a study found.
 
@@ -262,8 +267,6 @@ def report(study: Study, profile: str | None) -> None:
 
     from fop_torch.studies import recorded
 
-    if profile:
-        profile = _profile(profile)
     module = f"fop_torch.studies.{study.name}.summary"
     try:
         summary = import_module(module)
@@ -274,7 +277,7 @@ def report(study: Study, profile: str | None) -> None:
     click.echo(summary.report(recorded(study.name, profile)))
 
 
-@main.command(short_help="Show device, versions, data, folders, and what studies would cost here.")
+@main.command(short_help="Show device, versions, data, folders, and costs here.")
 def doctor() -> None:
     """Show the device, the versions, the data, the folders, and what each study would cost here; takes a minute.
 
