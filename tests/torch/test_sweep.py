@@ -95,7 +95,7 @@ def test_a_killed_worker_costs_only_what_it_had_not_saved(store, monkeypatch, tm
 def test_a_worker_that_always_dies_ends_the_sweep(store, monkeypatch) -> None:
     asked(monkeypatch, Config(fail="always"), Config(seed=1))
     monkeypatch.setattr("fop_torch.sweep.run_one", _die)
-    with pytest.raises(SweepError, match=r"died three times in a row.*fewer --jobs"):
+    with pytest.raises(SweepError, match=r"(?s)died three times in a row.*fewer --jobs"):
         sweep(STUDY, "laptop", jobs=2)
 
 
