@@ -126,9 +126,8 @@ def grid(axes: Sequence[Any], records: Sequence[Record]) -> None:
         values = table.pivot(index="row", columns="lr", values="accuracy")
         axis.imshow(values, cmap="cividis", vmin=80, vmax=98, aspect="auto")
         for (i, j), number in np.ndenumerate(values.to_numpy()):
-            axis.text(
-                j, i, f"{number:.1f}", ha="center", va="center", fontsize=7, color="white" if number < 90 else "black"
-            )
+            said = f"{number:.1f}" if number else "diverged"
+            axis.text(j, i, said, ha="center", va="center", fontsize=7, color="white" if number < 90 else "black")
         axis.set(xlabel="learning rate", ylabel=label)
         axis.set_xticks(range(values.shape[1]), [f"{lr:g}" for lr in values.columns], fontsize=7)
         axis.set_yticks(range(values.shape[0]), values.index, fontsize=7)
