@@ -159,7 +159,7 @@ def count(study: Study, config: Any) -> Step:
         parameters = list(model.parameters())
         for p in parameters:
             p.grad = torch.zeros_like(p)
-        for _ in range(2):  # the first two steps make the states
+        for _ in range(3):  # the first two make the states, the third the count of skipped steps
             optimizer.step()
         update = _watch(optimizer.step)
     size = sum(p.numel() * p.element_size() for p in parameters)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fop_torch import plan
 from fop_torch.plan import DEVICES, PRECISIONS, Device, Step, Work
@@ -74,6 +77,19 @@ def test_counted_without_numbers_as_with_them(method: str) -> None:
     assert plan._watch(optimizer.step).flops == counted.update.flops
     assert plan._state(optimizer).items() <= counted.memory.items()
     assert sum(plan._state(optimizer).values()) > 0
+
+
+def test_the_counted_step_is_like_all_later_ones() -> None:
+    """The first three are not: they make the states and the count of skipped steps."""
+    config = tiny_study.Config("FOP")
+    with FakeTensorMode(), plan._Answers():
+        model, optimizer, _, _ = tiny_study.setup(config, "cuda")
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        for group in optimizer.param_groups:
+            group["foreach"] = True
+        works = [plan._watch(optimizer.step) for _ in range(5)]
+    assert works[2] != works[3] == works[4] == plan.count(tiny_study.STUDY, config).update
 
 
 def test_kinds() -> None:
@@ -155,12 +171,28 @@ def test_durations(seconds: float, told: str) -> None:
 # Timed
 
 
-def test_costs_here() -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_costs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    original = plan.time_step
+
+    def noted(*args: Any) -> float:
+        threads.add(torch.get_num_threads())
+        return original(*args)
+
+    monkeypatch.setattr(plan, "time_step", noted)
     few = [tiny_study.Config(method, seed, iterations=100) for method in ("momentum", "FOP") for seed in range(2)]
     more = [replace(config, iterations=1000) for config in few]
-    before = torch.get_num_threads()
     found = plan.costs_here(tiny_study.STUDY, {"few": few, "more": more, "none": []}, "cpu", budget=0.4)
-    assert torch.get_num_threads() == before
+    assert (threads, torch.get_num_threads()) == ({1}, 2)
     assert 1e-3 < found["few"] < 100
     assert found["more"] == pytest.approx(10 * found["few"])
     assert found["none"] == 0
