@@ -280,8 +280,8 @@ def test_missing_runs_are_named(printed, keep: Callable[[dict], bool], message: 
 def test_the_report_tells_every_verdict(printed) -> None:
     text = summary.report(printed)
     assert "not yet" not in text
-    for name in summary.verdicts(printed):
-        assert f"{name}: " in text
+    for name, findings in summary.verdicts(printed).items():
+        assert summary.told({name: findings}) in text
     assert "planted, here, 0" in text
 
 

@@ -45,20 +45,20 @@ def final_accuracy(axis: Any, records: Sequence[Record]) -> None:
         "FOP": {"fmt": "o", "color": COLORS["FOP"]},
         "frozen": {"fmt": "o", "color": FROZEN, "mfc": "none"},
         "matched": {"fmt": "s", "color": COLORS["momentum"], "mfc": "none"},
+        "FOP, tuned": {"fmt": "D", "color": COLORS["FOP"], "mfc": "none"},
     }
-    for shift, (method, look) in zip((-0.15, 0, 0.15), looks.items(), strict=True):
-        shown = [
-            (at + shift, groups[f"{method} {rank}"]) for at, rank in enumerate(ranks) if f"{method} {rank}" in groups
-        ]
-        ends = [compare(summary.final(group), np.zeros(len(group))) for _, group in shown]
+    for shift, (method, look) in zip((-0.2, -0.07, 0.07, 0.2), looks.items(), strict=True):
+        first, comma, rest = method.partition(",")
+        names = [(at + shift, f"{first} {rank}{comma}{rest}") for at, rank in enumerate(ranks)]
+        shown = [(at, summary.final(groups[name])) for at, name in names if name in groups]
+        ends = [compare(values, np.zeros(len(values))) for _, values in shown]
         mean = [end.mean for end in ends]
         reach = [[end.mean - end.low for end in ends], [end.high - end.mean for end in ends]]
         axis.errorbar([at for at, _ in shown], mean, reach, label=method, capsize=2, **look)
-    lines = {"momentum": (":", COLORS["momentum"]), "momentum, tuned": ("-", COLORS["momentum"])}
-    lines |= {f"FOP {rank}, tuned": ("-", RANK_COLORS[rank]) for rank in summary.TUNED_RANKS}
-    for name, (style, color) in lines.items():
+    for name, style in (("momentum", ":"), ("momentum, tuned", "-.")):
         if name in groups:
-            axis.axhline(summary.final(groups[name]).mean(), linestyle=style, color=color, linewidth=1.2, label=name)
+            level = summary.final(groups[name]).mean()
+            axis.axhline(level, linestyle=style, color=COLORS["momentum"], linewidth=1.2, label=name)
     axis.set(xlabel="rank", ylabel="final test accuracy in %", xticks=range(len(ranks)), xticklabels=ranks)
     axis.legend(fontsize=7)
 
@@ -90,6 +90,8 @@ def sizes(axes: Sequence[Any], records: Sequence[Record], rank: int = 784) -> No
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
         for layer, color in LAYER_COLORS.items():
             iterations, values = summary.curves(group, name, layer)
+            if name == "gain":  # the others are recorded at every fourth of its records
+                iterations, values = iterations[3::4], values[:, 3::4]
             values = values - values[:, :1] if name == "trace" else values
             axis.plot(iterations, values.mean(axis=0), color=color, label=f"layer {layer}")
             axis.fill_between(iterations, *np.array([values.min(axis=0), values.max(axis=0)]), color=color, alpha=0.2)

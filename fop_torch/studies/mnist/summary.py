@@ -5,6 +5,7 @@ Nothing is drawn here and no number is typed: the chapter, the ledger's tests an
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -36,7 +37,11 @@ FROZEN_RANKS, MATCHED_RANKS, TUNED_RANKS = (784, 25), (784, 25, 1), (784, 25)
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides, fixed before the runs. Each family of comparisons named here is adjusted together (Holm).
+    """What decides. Each family of comparisons named here is adjusted together (Holm).
+
+    Fixed before the runs: the margin of accuracy, every alpha, both levels, the ranks, and what the rows give. Settled
+    when the first runs were in view, before the controls: the rest, in particular `axis`, which took the place of a
+    limit of 5° on the range over the seeds, and that a number outside its tolerance may be undecided (`_number`).
 
     Attributes:
         accuracy: In percentage points of test accuracy. Families: each rank against momentum; each control.
@@ -596,6 +601,7 @@ def _number(what: str, seen: Comparison, row: tuple[float, float], unit: str) ->
 
 
 def _interval(seen: Comparison, digits: int = 2) -> str:
+    digits = 0 if abs(seen.mean) >= 100 else digits
     return f"{seen.mean:+.{digits}f} ({seen.low:+.{digits}f} to {seen.high:+.{digits}f})"
 
 
@@ -615,12 +621,12 @@ def _list(values: np.ndarray) -> str:
 # In words
 
 
-def provenance(records: Sequence[Record]) -> pd.Series:
+def provenance(records: Sequence[Record]) -> dict[str, Any]:
     """Where the records come from: counts, dates, devices, data, and whether the code is still what it was."""
     code = STUDY.code()
     facts = [record.facts for record in records]
     data = {f"{f['data']['name']}, {f['data']['source']}, {f['data']['digest']}" for f in facts}
-    return pd.Series({
+    return {
         "runs": len(records),
         "diverged": sum(record.status == "diverged" for record in records),
         "ended": f"{min(f['ended'] for f in facts)} to {max(f['ended'] for f in facts)}",
@@ -628,8 +634,8 @@ def provenance(records: Sequence[Record]) -> pd.Series:
         "torch": "; ".join(sorted({f["versions"]["torch"] for f in facts})),
         "data": "; ".join(sorted(data)),
         "hours of computing": round(sum(f["seconds"] for f in facts) / 3600, 1),
-        "by the code as it stands": f"{sum(f['code_digest'] == code for f in facts)} runs",
-    })  # fmt: skip
+        "by the code as it stands": f"{sum(f['code_digest'] == code for f in facts)} of them",
+    }  # fmt: skip
 
 
 def text(table: pd.DataFrame) -> str:
@@ -637,10 +643,21 @@ def text(table: pd.DataFrame) -> str:
     return table.to_string(float_format=lambda number: f"{number:.5g}")
 
 
+def told(found: Mapping[str, tuple[Finding, ...]], *claims: str) -> str:
+    """The findings on some claims, or on all, in lines that fit a page."""
+    lines = []
+    for claim in claims or found:
+        lines.append(claim)
+        for each in found[claim]:
+            said = f"{each.what}: {each.verdict.upper()}. {each.reason}"
+            lines.append(textwrap.fill(said, 88, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(lines)
+
+
 def report(records: Sequence[Record]) -> str:
     """Everything above as text; what needs runs that are missing says which."""
     sections: dict[str, Callable[[], Any]] = {
-        "Where it comes from": lambda: provenance(records).to_string(),
+        "Where it comes from": lambda: "\n".join(f"{name}: {fact}" for name, fact in provenance(records).items()),
         "Outcomes": lambda: text(outcomes(records)),
         "Angles, FOP 784": lambda: text(angles(pick(records, "FOP", 784))),
         "Angles, frozen 784": lambda: text(angles(pick(records, "frozen", 784))),
@@ -649,16 +666,12 @@ def report(records: Sequence[Record]) -> str:
     }
     for judged in (_figure_a2, _figure_a1, _controls, _law, _settings):
         name = f"Verdicts, {judged.__name__.strip('_').replace('_', ' ')}"
-        sections[name] = lambda these=judged: _told(these(records))  # type: ignore[misc]
-    told = []
+        sections[name] = lambda these=judged: told(these(records))  # type: ignore[misc]
+    parts = []
     for title, write in sections.items():
         try:
             body = write()
         except MissingRunsError as error:
             body = f"not yet: {error}"
-        told.append(f"{title}\n{body}")
-    return "\n\n".join(told)
-
-
-def _told(found: Mapping[str, tuple[Finding, ...]]) -> str:
-    return "\n".join(f"{name}: {f.what}: {f.verdict}. {f.reason}" for name, fs in found.items() for f in fs)
+        parts.append(f"{title}\n{body}")
+    return "\n\n".join(parts)
