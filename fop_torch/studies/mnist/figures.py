@@ -60,7 +60,7 @@ def final_accuracy(axis: Any, records: Sequence[Record]) -> None:
             level = summary.final(groups[name]).mean()
             axis.axhline(level, linestyle=style, color=COLORS["momentum"], linewidth=1.2, label=name)
     axis.set(xlabel="rank", ylabel="final test accuracy in %", xticks=range(len(ranks)), xticklabels=ranks)
-    axis.legend(fontsize=7)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7)
 
 
 def angles(axes: Sequence[Any], records: Sequence[Record], rank: int = 784) -> None:
