@@ -115,7 +115,9 @@ def tracebacks(root: Path) -> Iterator[str]:
     """Pages that show an error instead of a result."""
     for page in pages(root):
         soup = _soup(page)
-        if "Traceback (most recent call last)" in soup.get_text() or soup.select(".cell_output .traceback"):
+        # A listing of source code may speak of tracebacks.
+        shown = "".join(text for text in soup.find_all(string=True) if not text.find_parent(class_="source-page"))
+        if "Traceback (most recent call last)" in shown or soup.select(".cell_output .traceback"):
             yield f"{_where(root, page)}: shows a traceback"
         for tag in soup.select(".system-message"):
             yield f"{_where(root, page)}: shows a system message: {' '.join(tag.get_text().split())[:120]}"

@@ -69,6 +69,11 @@ def test_a_planted_fault_is_found(site, check, fault, said) -> None:
     assert said in faults[0]
 
 
+def test_a_source_listing_may_speak_of_tracebacks(site) -> None:
+    listing = '<div class="source-page"><pre>"Traceback (most recent call last):"</pre></div>'
+    assert list(check_html.tracebacks(site(listing))) == []
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
