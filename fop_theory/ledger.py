@@ -420,10 +420,11 @@ def as_json(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def digest(root: Path) -> str:
-    """Digest of everything that the evidence depends on: both packages, the tests, the pins."""
+    """Digest of everything that the evidence depends on: both packages, the tests, recorded results, the pins."""
     paths = [root / name for name in ("pyproject.toml", "constraints.txt")]
     for folder in ("fop_theory", "fop_torch", "tests"):
         paths += [p for p in (root / folder).rglob("*") if p.suffix in (".py", ".yml", ".json", ".mplstyle")]
+    paths += [p for p in (root / "book" / "results").rglob("*") if p.is_file()]
     whole = hashlib.sha256(sys.version.encode())
     for path in sorted(p for p in paths if p.exists()):
         whole.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

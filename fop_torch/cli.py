@@ -1,4 +1,4 @@
-"""`fop`: the studies from the command line. What a command needs is imported when it runs: `fop --help` is quick."""
+"""`fop`: the studies from the command line. What a command needs beside PyTorch is imported when it runs."""
 
 from __future__ import annotations
 
@@ -359,8 +359,8 @@ def _runs(study: Study, profile: str) -> tuple[dict[str, Any], list[Record]]:
     from fop_torch import results
     from fop_torch.sweep import runs
 
-    store = results.store()
-    return runs(study, profile, store), store.load(study.name, profile)
+    records = results.store().load(study.name, profile)
+    return runs(study, profile, records), records
 
 
 if __name__ == "__main__":

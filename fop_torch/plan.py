@@ -46,8 +46,9 @@ class Device:
     memory: float
 
 
-#: NVIDIA's data sheets; the tensor cores' numbers there are with sparsity, twice these. RTX 4090: the whitepaper of the
-#: Ada architecture, bfloat16 accumulated in float32.
+#: As NVIDIA states them, without sparsity, which doubles its tensor cores' numbers; RTX 4090: accumulated in float32.
+#: Held against sellers' reprints of the data sheets: H100 and L40S whole, the rates of A100, bandwidth and TF32 of L4.
+#: Not held against anything: the bandwidths of A100 and H200, and the RTX 4090.
 DEVICES = {
     "h200": Device("H200 SXM", 989e12, 494e12, 67e12, 4.8e12, 141e9),
     "h100": Device("H100 SXM", 989e12, 494e12, 67e12, 3.35e12, 80e9),

@@ -36,13 +36,11 @@ class Band:
         mean: `[points]`.
         low: Lower end of the confidence band of the mean, `[points]`; NaN where there is one run only.
         high: Its upper end.
-        span: Smallest and largest value of any run, `[2, points]`.
     """
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    span: np.ndarray
 
 
 def mean_band(values: Any, level: float = 0.95) -> Band:
@@ -69,7 +67,7 @@ def mean_band(values: Any, level: float = 0.95) -> Band:
             (curves,), np.mean, axis=0, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, method="percentile",
             batch=max(1, 1_000_000 // curves.size), rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
-    return Band(curves.mean(axis=0), low, high, np.stack([curves.min(axis=0), curves.max(axis=0)]))
+    return Band(curves.mean(axis=0), low, high)
 
 
 @dataclass(frozen=True)
@@ -333,35 +331,6 @@ def first_reach(iterations: Any, values: Any, threshold: float) -> np.ndarray:
     share = np.divide(threshold - left, right - left, out=np.ones(len(curves)), where=(after > 0) & (right > left))
     found = steps[before] + share * (steps[after] - steps[before])
     return np.where(reached.any(axis=1), found, math.inf)
-
-
-def area_under(iterations: Any, values: Any, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Return for each run the mean height of its curve over a window of iterations, by the trapezoidal rule.
-
-    Args:
-        iterations: `[t]`, increasing.
-        values: `[runs, t]`.
-        start: Where the window begins, in iterations; by default with the curve.
-        end: Where it ends.
-
-    Returns:
-        `[runs]`, in the values' unit.
-
-    Raises:
-        ValueError: If the shapes don't go together, a number is not finite, the iterations don't increase, or the
-            window is empty or leaves them.
-    """
-    steps, curves = _curves(iterations, values)
-    first = steps[0] if start is None else start
-    last = steps[-1] if end is None else end
-    if not steps[0] <= first < last <= steps[-1]:
-        raise ValueError(
-            f"window: expected start < end within the recorded iterations {steps[0]:g} to {steps[-1]:g}, "
-            f"got {first!r} to {last!r}"
-        )
-    grid = np.concatenate([[first], steps[(steps > first) & (steps < last)], [last]])
-    heights = np.stack([np.interp(grid, steps, curve) for curve in curves])
-    return np.trapezoid(heights, grid, axis=1) / (last - first)
 
 
 @dataclass(frozen=True)

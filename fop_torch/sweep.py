@@ -7,8 +7,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
 from fop_torch import results
-from fop_torch.results import ResultsError, Store, run_key
+from fop_torch.results import Record, ResultsError, Store, run_key
 from fop_torch.studies import find
 from fop_torch.studies.study import Study
 from fop_torch.training import Session
@@ -85,23 +85,17 @@ def run_one(
         return Outcome(config.label, key, traceback.format_exc())
 
 
-def runs(study: Study, profile: str, store: Store, only: Sequence[str] = ()) -> dict[str, Any]:
+def runs(study: Study, profile: str, records: Sequence[Record], only: Sequence[str] = ()) -> dict[str, Any]:
     """The runs of a profile that can be named now, by their keys.
 
     Args:
         study: The study.
         profile: Its profile.
-        store: Folder of the results.
+        records: What is recorded of it.
         only: Those whose label begins with one of these; all when empty.
     """
-    named = study.runs(profile, store.load(study.name, profile))
+    named = study.runs(profile, records)
     return {run_key(study.name, c): c for c in named if not only or c.label.startswith(tuple(only))}
-
-
-def missing(study: Study, profile: str, store: Store, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Those of `runs` that are not recorded."""
-    recorded = {record.key for record in store.load(study.name, profile)}
-    return {key: c for key, c in runs(study, profile, store, only).items() if key not in recorded}
 
 
 def sweep(
@@ -131,19 +125,21 @@ def sweep(
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
     store, scratch = store or results.store(), scratch or results.scratch()
-    if not runs(study, profile, store, only):
-        kinds = ", ".join(sorted({c.label.rsplit("-s", 1)[0] for c in runs(study, profile, store).values()}))
+    records = store.load(study.name, profile)
+    if not runs(study, profile, records, only):
+        kinds = ", ".join(sorted({c.label.rsplit("-s", 1)[0] for c in runs(study, profile, records).values()}))
         raise ValueError(f"only: no run of {study.name}, {profile} begins with {', '.join(only)}; there are {kinds}")
     call = {"code": study.code(), "root": store.root, "scratch": scratch, "again": again, "device": device, **options}
     outcomes: dict[str, Outcome] = {}
-    with _backend(cluster, jobs) as width, _Bar(study.name, profile, scratch, quiet) as bar:
+    with _workers(cluster, jobs) as width, _Bar(study.name, profile, scratch, quiet) as bar:
         while True:
-            named = (runs if again else missing)(study, profile, store, only)
-            todo = [config for key, config in named.items() if key not in outcomes]
+            done = outcomes.keys() | (set() if again else {record.key for record in records})
+            todo = {key: c for key, c in runs(study, profile, records, only).items() if key not in done}
             if not todo:
                 break
-            bar.add({run_key(study.name, config): config.iterations for config in todo})
+            bar.add({key: config.iterations for key, config in todo.items()})
             outcomes |= _together(study.name, profile, todo, width, call)
+            records = store.load(study.name, profile)
     failed = [outcome for outcome in outcomes.values() if outcome.error]
     if failed:
         told = "\n".join(f"{each.label} ({each.key}): {each.error}" for each in failed)
@@ -151,15 +147,14 @@ def sweep(
     return list(outcomes.values())
 
 
-def _together(study: str, profile: str, configs: list[Any], width: int, call: dict[str, Any]) -> dict[str, Outcome]:
+def _together(study: str, profile: str, todo: dict[str, Any], width: int, call: dict[str, Any]) -> dict[str, Outcome]:
     """Run some configs side by side; a worker that dies costs what it had done since its last checkpoint."""
     outcomes: dict[str, Outcome] = {}
     deaths = 0
-    while len(outcomes) < len(configs):
-        rest = [config for config in configs if run_key(study, config) not in outcomes]
+    while len(outcomes) < len(todo):
         before = len(outcomes)
         try:
-            tasks = (delayed(run_one)(study, profile, config, **call) for config in rest)
+            tasks = [delayed(run_one)(study, profile, c, **call) for key, c in todo.items() if key not in outcomes]
             for outcome in Parallel(n_jobs=width, return_as="generator_unordered")(tasks):
                 outcomes[outcome.key] = outcome
         except BrokenProcessPool as error:
@@ -172,40 +167,29 @@ def _together(study: str, profile: str, configs: list[Any], width: int, call: di
     return outcomes
 
 
-class _backend:  # noqa: N801 (used like contextlib's)
-    """Processes of this machine, or a Dask cluster; gives the number of workers."""
-
-    def __init__(self, cluster: str, jobs: int) -> None:
-        self._cluster, self._jobs = cluster, jobs
-        self._open: list[Any] = []
-
-    def __enter__(self) -> int:
-        if not self._cluster:
-            return self._jobs
-        try:
-            from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise ValueError("cluster: needs the packages dask and distributed; pip install 'fop[cluster]'") from error
-        if self._cluster.startswith("local:"):
-            count = self._cluster.removeprefix("local:")
-            if not count.isdecimal() or int(count) < 1:
-                raise ValueError(
-                    f"cluster: expected local:N or an address such as tcp://host:8786, got {self._cluster!r}"
-                )
-            here = LocalCluster(n_workers=int(count), threads_per_worker=1, dashboard_address=None)
-            self._open.append(here)
-            client = Client(here)
+@contextmanager
+def _workers(cluster: str, jobs: int) -> Iterator[int]:
+    """Processes of this machine, or a Dask cluster; gives the number of jobs for joblib."""
+    if not cluster:
+        yield jobs
+        return
+    count = cluster.removeprefix("local:")
+    here = count != cluster
+    if here and not (count.isdecimal() and int(count)):
+        raise ValueError(f"cluster: expected local:N or an address such as tcp://host:8786, got {cluster!r}")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ValueError("cluster: needs the packages dask and distributed; pip install 'fop[cluster]'") from error
+    with ExitStack() as opened:
+        if here:
+            local = LocalCluster(n_workers=int(count), threads_per_worker=1, dashboard_address=None)
+            client = Client(opened.enter_context(local))
         else:
-            client = Client(self._cluster)
-        self._open.append(client)
-        config = parallel_config(backend="dask", client=client)
-        config.__enter__()
-        self._open.append(config)
-        return -1
-
-    def __exit__(self, *error: object) -> None:
-        for each in reversed(self._open):
-            each.__exit__(*error)
+            client = Client(cluster)
+        opened.enter_context(client)
+        with parallel_config(backend="dask", client=client):
+            yield -1
 
 
 class _Bar:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fop_torch.results import Record
     from fop_torch.studies.study import Study
 
@@ -67,3 +69,20 @@ def recorded(name: str, profile: str | None = None) -> list[Record]:
     raise FileNotFoundError(
         f"no recorded runs of {name} under {store.root}; make them with: fop run {name} --profile laptop"
     )
+
+
+def provenance(study: Study, records: Sequence[Record]) -> dict[str, Any]:
+    """Where records come from: counts, dates, devices, data, and whether the code is still what it was."""
+    code = study.code()
+    facts = [record.facts for record in records]
+    data = {f"{f['data']['name']}, {f['data']['source']}, {f['data']['digest']}" for f in facts}
+    return {
+        "runs": len(records),
+        "diverged": sum(record.status == "diverged" for record in records),
+        "ended": f"{min(f['ended'] for f in facts)} to {max(f['ended'] for f in facts)}",
+        "device": "; ".join(sorted({f["device"] for f in facts})),
+        "torch": "; ".join(sorted({f["versions"]["torch"] for f in facts})),
+        "data": "; ".join(sorted(data)),
+        "hours of computing": round(sum(f["seconds"] for f in facts) / 3600, 1),
+        "by the code as it stands": f"{sum(f['code_digest'] == code for f in facts)} of them",
+    }

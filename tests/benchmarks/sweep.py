@@ -117,7 +117,7 @@ def main() -> None:
         "threads": torch.get_num_threads(), "torch": torch.__version__, "data": images.source, "steps": STEPS,
         "rounds": ROUNDS, "rows": rows,
     }  # fmt: skip
-    write_whole(TARGET, lambda path: path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8") and None)
+    write_whole(TARGET, lambda path: path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
 
 
 if __name__ == "__main__":

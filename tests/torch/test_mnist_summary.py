@@ -40,7 +40,7 @@ class World:
     growth: Callable[[Config], tuple[float, float]]
 
 
-GAINS = {784: 0.6, 100: 0.5, 25: 0.4, 4: 0.3, 1: 0.0}
+GAINS = {784: 0.6, 100: 0.45, 25: 0.3, 4: 0.15, 1: 0.0}
 
 
 def printed_end(c: Config) -> float:
@@ -163,7 +163,15 @@ CHANGES = {
             end=lambda c: PRINTED.end(c) - 2 * GAINS.get(c.rank, 0) * (c.lr == 1e-3),
             halfway=lambda c: 100 * sorted([0, *RANKS]).index(c.rank) + 500,
         ),
-        {"fig-a2-larger-k-better": ["differs", "differs"]},
+        {"fig-a2-larger-k-better": ["differs"] * 4},
+    ),
+    "rank 4 ends as rank 25 does": (
+        replace(PRINTED, end=lambda c: PRINTED.end(c) + (GAINS[25] - GAINS[4]) * (c.rank == 4)),
+        {"fig-a2-larger-k-better": ["matches", "matches", "matches", "differs"]},
+    ),
+    "rank 4 is as fast as rank 25": (
+        replace(PRINTED, halfway=lambda c: PRINTED.halfway(replace(c, rank=25) if c.rank == 4 else c)),
+        {"fig-a2-larger-k-better": ["matches", "matches", "differs", "matches"]},
     ),
     "learning helps": (
         replace(PRINTED, end=lambda c: PRINTED.end(c) - 0.6 * (c.method in ("frozen", "matched"))),
@@ -183,7 +191,7 @@ CHANGES = {
         {
             "fig-a1-layer-2-mean": ["differs"],
             "fig-a1-layer-4-mean": ["differs"],
-            "fig-a1-varies-slightly": ["differs"],
+            "fig-a1-varies-slightly": ["matches", "differs"],
             "fig-a1-usually-below-45": ["differs", "differs"],
             "ours-mnist-angle-frozen": ["differs", "differs"],
         },
@@ -191,18 +199,22 @@ CHANGES = {
     "seeds apart by 2.5 degrees": (
         replace(PRINTED, angle=lambda c, layer: 42 + 2.5 * (c.seed % 5 - 2)),
         {
-            "fig-a1-layer-2-mean": ["undecided"],
+            "fig-a1-layer-2-mean": ["differs"],
             "fig-a1-usually-below-45": ["undecided", "undecided"],
-            "fig-a1-varies-slightly": ["matches"],
+            "fig-a1-varies-slightly": ["differs", "matches"],
         },
     ),
     "one seed leaves the figure's axis": (
         replace(PRINTED, angle=lambda c, layer: 52 if c.seed == 0 else 43),
-        {"fig-a1-varies-slightly": ["differs"]},
+        {"fig-a1-varies-slightly": ["differs", "differs"]},
     ),
     "the law is broken": (
         replace(PRINTED, growth=lambda c: (0.5, 0.3)),
         {"ours-mnist-law": ["differs", "differs"], "ours-mnist-noise": ["undecided"]},
+    ),
+    "the trace falls a little short of the law": (
+        replace(PRINTED, growth=lambda c: (1e-3 * c.batch, 1e-3 * c.batch - 1e-4)),
+        {"ours-mnist-law": ["matches", "differs"], "ours-mnist-noise": ["matches"]},
     ),
     "fast M does no harm": (
         replace(PRINTED, end=lambda c: 97.0),
@@ -227,7 +239,7 @@ def test_every_finding_says_why_in_numbers(printed) -> None:
 
 def test_outcomes_are_the_planted_ones(printed) -> None:
     table = summary.outcomes(printed)
-    assert table.loc["FOP 100", "accuracy"] == pytest.approx(97.5, abs=0.05)
+    assert table.loc["FOP 100", "accuracy"] == pytest.approx(97.45, abs=0.05)
     assert table.loc["momentum, tuned", "lr"] == 0.01
     assert (table["seeds"] == 5).all()
     # 97 % times a rise by halves every 1000 iterations: 95 % after log2(97 / 2) of them.

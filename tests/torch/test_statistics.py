@@ -15,7 +15,6 @@ from scipy import stats
 from fop_torch.statistics import (
     Comparison,
     Thresholds,
-    area_under,
     compare,
     first_reach,
     holm,
@@ -205,12 +204,11 @@ def test_band_of_ten_runs_is_as_wide_as_the_t_interval():
 def test_band_lies_within_the_span_and_moves_with_the_curves(runs, points, seed, shift, scale):
     curves = np.random.default_rng(seed).standard_normal((runs, points))
     band, moved = mean_band(curves), mean_band(shift + scale * curves)
-    assert (band.span == [curves.min(axis=0), curves.max(axis=0)]).all()
     eps = 1e-12
-    assert (band.span[0] - eps <= band.low).all()
+    assert (curves.min(axis=0) - eps <= band.low).all()
     assert (band.low <= band.mean).all()
     assert (band.mean <= band.high).all()
-    assert (band.high <= band.span[1] + eps).all()
+    assert (band.high <= curves.max(axis=0) + eps).all()
     for one, other in ((band.low, moved.low), (band.mean, moved.mean), (band.high, moved.high)):
         assert other == pytest.approx(shift + scale * one, abs=1e-9)
     # A point's band is its own.
@@ -219,7 +217,7 @@ def test_band_lies_within_the_span_and_moves_with_the_curves(runs, points, seed,
 
 def test_one_run_has_no_band():
     band = mean_band([[1.0, 2.0]])
-    assert band.mean.tolist() == [1, 2] == band.span[0].tolist()
+    assert band.mean.tolist() == [1, 2]
     assert np.isnan([band.low, band.high]).all()
 
 
@@ -379,22 +377,6 @@ def test_first_reach_is_where_the_curve_crosses(points, runs, seed, threshold):
             assert np.interp(reached, steps, curve) == pytest.approx(threshold, abs=1e-9)
 
 
-@given(st.integers(2, 8), seeds, st.lists(st.floats(0, 1), min_size=3, max_size=3))
-def test_area_under_is_the_mean_height(points, seed, shares):
-    rng = np.random.default_rng(seed)
-    steps = np.cumsum(rng.uniform(0.1, 9, points))
-    start, middle, end = (steps[0] + np.sort(shares) * (steps[-1] - steps[0])).clip(steps[0], steps[-1])
-    assume(min(middle - start, end - middle) > 1e-3)
-    # A line's mean is its height in the middle.
-    assert area_under(steps, [3 - 2 * steps], start, end) == pytest.approx(3 - (start + end))
-    curves = rng.standard_normal((2, points))
-    before, after, both = (
-        area_under(steps, curves, a, b) * (b - a) for a, b in ((start, middle), (middle, end), (start, end))
-    )
-    assert both == pytest.approx(before + after, abs=1e-9)
-    assert area_under(steps, curves) == pytest.approx(area_under(steps, curves, steps[0], steps[-1]))
-
-
 # Trends
 
 
@@ -476,9 +458,6 @@ LIMITS = Thresholds(margin=0.0)
         (lambda: first_reach([1, 2], [GOOD], 0.9), "one number for each of the 2 iterations, got"),
         (lambda: first_reach([1, 1, 2], [GOOD], 0.9), "iterations: expected numbers that increase, got"),
         (lambda: first_reach([1, 2, 3], [GOOD], math.nan), "threshold: expected a finite number, got nan"),
-        (lambda: area_under([1, 2, 3], [GOOD], 0, 2), "within the recorded iterations 1 to 3, got 0 to 2"),
-        (lambda: area_under([1, 2, 3], [GOOD], 2, 2), "window: expected start < end"),
-        (lambda: area_under([1], [[1.0]]), "window: expected start < end"),
         (lambda: trend([1, 2], [[1, 2], [2, 3]]), r"with k >= 3 and seeds >= 2, got \(2,\) and \(2, 2\)"),
         (lambda: trend([1, 2, 3], [[1, 2, 3]]), "seeds >= 2"),
         (lambda: trend([1, 2, 3], [[1, 2], [2, 3]]), r"got \(3,\) and \(2, 2\)"),

@@ -13,6 +13,7 @@ from fop_torch.results import Record
 from fop_torch.statistics import compare
 from fop_torch.studies.mnist import summary
 from fop_torch.studies.mnist.summary import LAYERS, RULES, MissingRunsError
+from fop_torch.studies.mnist.train import Config
 
 #: Shades of FOP's colour, the darker the higher the rank.
 RANK_COLORS = {784: "#02233D", 100: "#00508A", 25: COLORS["FOP"], 4: "#4A9BD0", 1: "#85BDE2"}
@@ -115,14 +116,14 @@ def law(axis: Any, records: Sequence[Record]) -> None:
 def grid(axes: Sequence[Any], records: Sequence[Record]) -> None:
     """Final test accuracy on the grid: by method and learning rate (first axis); by hyper_lr, sigma and lr (second)."""
     found = summary.sensitivity(records)
-    main = found[(found["hyper_lr"] == 1e-6) & (found["sigma"] == 0)].copy()
+    main = found[(found["hyper_lr"] == Config.hyper_lr) & (found["sigma"] == Config.sigma)].copy()
     main["row"] = [f"FOP {rank}" if rank else "momentum" for rank in main["rank"]]
     rest = found[(found["method"] == "FOP") & (found["rank"] == 25)].copy()
     rest["row"] = [
         f"{hyper_lr:.0e}, {f'{sigma:g}' if sigma else 'm^-1/4'}"
         for hyper_lr, sigma in zip(rest["hyper_lr"], rest["sigma"], strict=True)
     ]
-    few = rest[rest["sigma"] != 0]["lr"].unique()
+    few = rest[rest["sigma"] != Config.sigma]["lr"].unique()
     tables = [main, rest[rest["lr"].isin(few)]]
     for axis, table, label in zip(axes, tables, ("", "hyper_lr, σ"), strict=True):
         values = table.pivot(index="row", columns="lr", values="accuracy")
