@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from fop_torch.studies.study import Study
 
 #: Where each study stands; imported when it is asked for.
-MODULES = {"mnist": "fop_torch.studies.mnist.train"}
+MODULES = {
+    "mnist": "fop_torch.studies.mnist.train",
+    "cifar10": "fop_torch.studies.cifar10.train",
+}
 
 
 def find(name: str) -> Study:

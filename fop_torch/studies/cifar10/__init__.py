@@ -1,0 +1,1 @@
+"""CIFAR-10: Figure 2, top; Figure 5."""
