@@ -115,8 +115,8 @@ def optimizer(model: nn.Module, config: VisionConfig) -> Optimizer:
         groups.append({"params": [(name, p)], "preconditioner": kind, "normalize": normalize and kind == "spatial"})
     found = FOP(groups, lr=config.lr, foreach=True, seed=config.seed, **base, **options)
     if config.method in STARTS:
-        for place, p in enumerate(p for p in weights.values() if p.dim() > 2):
-            M = found.state[p]["M"]
+        for place, weight in enumerate(each for each in weights.values() if each.dim() > 2):
+            M = found.state[weight]["M"]
             if len(M) > 1:
                 M.copy_(STARTS[config.method](len(M), 1_000 * config.seed + place))
     return found
