@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import fop_torch.studies.vision as vision
 from fop_torch.convnets import all_cnn_c
 from fop_torch.data import load
 from fop_torch.results import Record, run_key
-from fop_torch.studies import vision
 from fop_torch.studies.study import Study
 from fop_torch.training import Session
 
