@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fop_torch.results import Record, Store, run_key
+from fop_torch.studies import reading
 from fop_torch.studies.mnist import summary
 from fop_torch.studies.mnist.train import Config, build, runs
 
@@ -24,7 +25,7 @@ def records() -> list[Record]:
 
 
 @cache
-def verdicts() -> dict[str, tuple[summary.Finding, ...]]:
+def verdicts() -> dict[str, tuple[reading.Finding, ...]]:
     return summary.verdicts(records())
 
 
@@ -41,7 +42,7 @@ def judged(request: pytest.FixtureRequest, measured):
             measured(claim, summary.value(records(), claim))
             return
         found = {finding.verdict for finding in verdicts()[claim]}
-        assert found == {"matches" if each == "holds" else each for each in marks}, summary.told(verdicts(), claim)
+        assert found == {"matches" if each == "holds" else each for each in marks}, reading.told(verdicts(), claim)
 
     return check
 

@@ -14,9 +14,11 @@ import pytest
 
 from fop_theory.angles import widest_angle
 from fop_torch.results import COLUMNS, Record, run_key
+from fop_torch.studies import reading
 from fop_torch.studies.mnist import figures, summary
-from fop_torch.studies.mnist.summary import LAYERS, RULES, MissingRunsError
+from fop_torch.studies.mnist.summary import LAYERS, RULES
 from fop_torch.studies.mnist.train import RANKS, Config, runs
+from fop_torch.studies.reading import MissingRunsError
 
 matplotlib.use("Agg")
 
@@ -247,7 +249,7 @@ def test_outcomes_are_the_planted_ones(printed) -> None:
 
 
 def test_a_run_that_never_gets_there_counts_as_the_last_iteration(printed) -> None:
-    assert summary.speed(summary.pick(printed, "momentum"), 99.9).tolist() == [20_000.0] * 5
+    assert reading.speed(summary.pick(printed, "momentum"), 99.9).tolist() == [20_000.0] * 5
 
 
 def test_angles_are_means_ranges_and_shares(printed) -> None:
@@ -297,7 +299,7 @@ def test_the_report_tells_every_verdict(printed) -> None:
     text = summary.report(printed)
     assert "not yet" not in text
     for name, findings in summary.verdicts(printed).items():
-        assert summary.told({name: findings}) in text
+        assert reading.told({name: findings}) in text
     assert "planted, here, 0" in text
 
 

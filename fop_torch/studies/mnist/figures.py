@@ -11,9 +11,11 @@ from fop_theory.angles import widest_angle
 from fop_theory.plots import COLORS, THEORY
 from fop_torch.results import Record
 from fop_torch.statistics import compare
+from fop_torch.studies import reading
 from fop_torch.studies.mnist import summary
-from fop_torch.studies.mnist.summary import LAYERS, RULES, MissingRunsError
+from fop_torch.studies.mnist.summary import LAYERS, RULES
 from fop_torch.studies.mnist.train import Config
+from fop_torch.studies.reading import MissingRunsError
 
 #: Shades of FOP's colour, the darker the higher the rank.
 RANK_COLORS = {784: "#02233D", 100: "#00508A", 25: COLORS["FOP"], 4: "#4A9BD0", 1: "#85BDE2"}
@@ -31,7 +33,7 @@ def accuracy(axis: Any, records: Sequence[Record]) -> None:
         except MissingRunsError:  # a smaller profile has fewer ranks
             continue
     for name, (group, color) in found.items():
-        iterations, band = summary.band(group)
+        iterations, band = reading.band(group)
         axis.plot(iterations, band.mean, color=color, label=name)
         axis.fill_between(iterations, band.low, band.high, color=color, alpha=0.25, linewidth=0)
     axis.set(xlabel="iterations", ylabel="test accuracy in %")
@@ -51,14 +53,14 @@ def final_accuracy(axis: Any, records: Sequence[Record]) -> None:
     for shift, (method, look) in zip((-0.2, -0.07, 0.07, 0.2), looks.items(), strict=True):
         first, comma, rest = method.partition(",")
         names = [(at + shift, f"{first} {rank}{comma}{rest}") for at, rank in enumerate(ranks)]
-        shown = [(at, summary.final(groups[name])) for at, name in names if name in groups]
+        shown = [(at, reading.final(groups[name])) for at, name in names if name in groups]
         ends = [compare(values, np.zeros(len(values))) for _, values in shown]
         mean = [end.mean for end in ends]
         reach = [[end.mean - end.low for end in ends], [end.high - end.mean for end in ends]]
         axis.errorbar([at for at, _ in shown], mean, reach, label=method, capsize=2, **look)
     for name, style in (("momentum", ":"), ("momentum, tuned", "-.")):
         if name in groups:
-            level = summary.final(groups[name]).mean()
+            level = reading.final(groups[name]).mean()
             axis.axhline(level, linestyle=style, color=COLORS["momentum"], linewidth=1.2, label=name)
     axis.set(xlabel="rank", ylabel="final test accuracy in %", xticks=range(len(ranks)), xticklabels=ranks)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7)
@@ -74,10 +76,10 @@ def angles(axes: Sequence[Any], records: Sequence[Record], rank: int = 784) -> N
     for layer, axis in zip(LAYERS, axes, strict=True):
         for method, color in (("frozen", FROZEN), ("FOP", COLORS["FOP"])):
             group = summary.pick(records, method, rank)
-            iterations, values = summary.curves(group, "angle", layer)
+            iterations, values = reading.curves(group, "angle", layer)
             axis.plot(iterations, values.mean(axis=0), color=color, label="FOP" if method == "FOP" else "frozen M")
             axis.fill_between(iterations, *np.array([values.min(axis=0), values.max(axis=0)]), color=color, alpha=0.25)
-        _, condition = summary.curves(group, "condition", layer)
+        _, condition = reading.curves(group, "condition", layer)
         axis.plot(iterations, np.vectorize(widest_angle)(condition).mean(axis=0), label="bound", **THEORY)
         if layer in printed:
             axis.axhline(printed[layer], linestyle=":", color=THEORY["color"], linewidth=1, label="printed mean")
@@ -90,7 +92,7 @@ def sizes(axes: Sequence[Any], records: Sequence[Record], rank: int = 784) -> No
     labels = {"gain": "|PG| / |G|", "condition": "condition number of P", "trace": "growth of tr M Mᵀ"}
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
         for layer, color in LAYER_COLORS.items():
-            iterations, values = summary.curves(group, name, layer)
+            iterations, values = reading.curves(group, name, layer)
             if name == "gain":  # the others are recorded at every fourth of its records
                 iterations, values = iterations[3::4], values[:, 3::4]
             values = values - values[:, :1] if name == "trace" else values

@@ -5,11 +5,10 @@ Nothing is drawn here and no number is typed: the chapter, the ledger's tests an
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,20 +16,30 @@ import pandas as pd
 from fop_theory.angles import widest_angle
 from fop_torch.results import Record
 from fop_torch.statistics import (
-    Band,
     Comparison,
     Thresholds,
     Trend,
-    Verdict,
     compare,
-    first_reach,
     judge,
     judge_all,
-    mean_band,
     trend,
 )
-from fop_torch.studies import provenance
+from fop_torch.studies import provenance, reading
 from fop_torch.studies.mnist.train import RANKS, STUDY, Config, best_lr, grid
+from fop_torch.studies.reading import (
+    ANY,
+    Finding,
+    MissingRunsError,
+    all_of,
+    curves,
+    final,
+    interval,
+    number,
+    paired,
+    speed,
+    text,
+    told,
+)
 
 LAYERS = (1, 2, 3, 4)
 #: Ranks that have the controls.
@@ -86,22 +95,6 @@ class Rules:
 
 
 RULES = Rules()
-#: For what is judged by its sign alone.
-ANY = Thresholds(margin=0.0)
-
-
-class MissingRunsError(LookupError):
-    """A statistic needs runs that are not among the records; the message names them."""
-
-
-class Finding(NamedTuple):
-    """What the runs say about one part of a claim, and why."""
-
-    what: str
-    verdict: Verdict
-    reason: str
-
-
 # ---------------------------------------------------------------------------------------
 # Which runs
 
@@ -120,21 +113,6 @@ def pick(records: Sequence[Record], method: str, rank: int = 0, **settings: Any)
         said = ", ".join(f"{key} {value:g}" for key, value in ({"rank": rank} | settings).items())
         raise MissingRunsError(f"no recorded run of {method} ({said}); `fop run mnist` makes what is missing")
     return sorted(group, key=lambda record: record.config["seed"])
-
-
-def paired(ours: Sequence[Record], theirs: Sequence[Record]) -> None:
-    """Make sure that two groups have the same seeds.
-
-    Raises:
-        MissingRunsError: If not.
-    """
-    seeds = [{record.config["seed"] for record in group} for group in (ours, theirs)]
-    if seeds[0] != seeds[1]:
-        names = [group[0].path.stem.rsplit("-s", 1)[0] for group in (ours, theirs)]
-        raise MissingRunsError(
-            f"{names[0]} has the seeds {sorted(seeds[0])}, {names[1]} has {sorted(seeds[1])}: runs are compared in "
-            "pairs; `fop run mnist` makes what is missing"
-        )
 
 
 def on_grid(records: Sequence[Record]) -> list[Record]:
@@ -164,36 +142,6 @@ def at_best_lr(records: Sequence[Record], method: str, rank: int = 0) -> list[Re
 
 # ---------------------------------------------------------------------------------------
 # From runs to numbers
-
-
-def curves(group: Sequence[Record], name: str, part: str | int = "") -> tuple[np.ndarray, np.ndarray]:
-    """One measured quantity of several runs: iterations `[t]` and values `[runs, t]`.
-
-    Raises:
-        MissingRunsError: If a run has no such curve, or ended early.
-    """
-    table = pd.concat({r.path.stem: r.curve(name, str(part)) for r in group}, axis=1)
-    broken = table.columns[table.isna().any() | (len(table) == 0)]
-    if len(broken):
-        raise MissingRunsError(f"{', '.join(broken)}: no whole curve of {name} {part}; did the run diverge?")
-    return table.index.to_numpy(), table.to_numpy().T
-
-
-def band(group: Sequence[Record], name: str = "test_accuracy", part: str | int = "") -> tuple[np.ndarray, Band]:
-    """Iterations, and mean, bootstrap band and span of a measured quantity."""
-    iterations, values = curves(group, name, part)
-    return iterations, mean_band(values)
-
-
-def final(group: Sequence[Record], name: str = "test_accuracy") -> np.ndarray:
-    """The last value of each run; 0 for one that diverged, `[runs]`."""
-    return np.array([0.0 if r.status == "diverged" else r.curve(name).iloc[-1] for r in group])
-
-
-def speed(group: Sequence[Record], level: float) -> np.ndarray:
-    """Iterations until each run's test accuracy first reached a level; the last one where it never did, `[runs]`."""
-    iterations, values = curves(group, "test_accuracy")
-    return np.minimum(first_reach(iterations, values, level), iterations[-1])
 
 
 def groups(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -412,7 +360,7 @@ def _figure_a2(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     started = judge_all(initial, "greater", RULES.speed)
 
     def sooner_at(ranks: Sequence[int]) -> Finding:
-        return _all(f"sooner at {RULES.fast:g} %, in iterations", _ranks(ranks), sooner, fast)
+        return all_of(f"sooner at {RULES.fast:g} %, in iterations", _ranks(ranks), sooner, fast)
 
     faster, finer = against_next_rank(records, RULES.fast), against_next_rank(records)
     step_faster = judge_all(faster, "greater", RULES.speed)
@@ -426,19 +374,19 @@ def _figure_a2(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
         "fig-a2-improves-at-low-rank": (sooner_at(RULES.very_low_ranks),),
         "text-2-2-low-rank-effective": (sooner_at(RULES.very_low_ranks),),
         "text-a4-improves-accuracy-low-k": (
-            _all("better at the end, in points", _ranks(RULES.low_ranks), better, accuracy),
+            all_of("better at the end, in points", _ranks(RULES.low_ranks), better, accuracy),
         ),
         "fig-a2-larger-k-better": (
             _ordered("speed", rank_trend(records, RULES.fast)),
             _ordered("final accuracy", rank_trend(records)),
-            _all("each sooner than the next smaller, in iterations", faster, step_faster, faster),
-            _all("each better at the end than the next smaller, in points", finer, step_finer, finer),
+            all_of("each sooner than the next smaller, in iterations", faster, step_faster, faster),
+            all_of("each better at the end than the next smaller, in points", finer, step_finer, finer),
         ),
         "fig-a2-k-below-4": (
-            _all("no better at the end, in points", _ranks((1,)), worse, accuracy),
-            _all(f"sooner at {RULES.initial:g} %, in iterations", _ranks((1,)), started, initial),
+            all_of("no better at the end, in points", _ranks((1,)), worse, accuracy),
+            all_of(f"sooner at {RULES.initial:g} %, in iterations", _ranks((1,)), started, initial),
         ),
-        "fig-a2-better-by-0-6": (_number("gain at full rank", full, RULES.gain, " points"),),
+        "fig-a2-better-by-0-6": (number("gain at full rank", full, RULES.gain, " points"),),
         "fig-a2-p-value": (
             Finding("p-value", "matches" if all(small) else "undecided" if any(small) else "differs", told),
         ),
@@ -450,7 +398,7 @@ def _figure_a1(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     zeros = np.zeros(len(group))
     printed = {
         f"fig-a1-layer-{layer}-mean": (
-            _number(
+            number(
                 f"mean angle, layer {layer}",
                 compare(curves(group, "angle", layer)[1].mean(axis=1), zeros),
                 (mean, RULES.angle_tolerance),
@@ -494,12 +442,12 @@ def _below_45(group: Sequence[Record]) -> tuple[Finding, ...]:
         Finding(
             "usually below 45°",
             judge(usual, "greater", ANY),
-            f"share above one half: {_interval(usual)}; shares {_layers(shares, '.0%')}",
+            f"share above one half: {interval(usual)}; shares {_layers(shares, '.0%')}",
         ),
         Finding(
             f"by {RULES.slightly:g}° or less",
             judge(near, "about", ANY, 45 - half, half),
-            f"mean {_interval(near)}°; {_layers(means, '.1f')}",
+            f"mean {interval(near)}°; {_layers(means, '.1f')}",
         ),
     )
 
@@ -525,28 +473,28 @@ def _controls(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
 
     def as_printed(name: str) -> tuple[Finding, ...]:
         return (
-            _all(f"{name}: better than momentum, in points", [name], gained, without),
-            _number(f"{name}: gain at full rank", without[name], RULES.gain, " points"),
+            all_of(f"{name}: better than momentum, in points", [name], gained, without),
+            number(f"{name}: gain at full rank", without[name], RULES.gain, " points"),
         )
 
     return {
         "ours-mnist-frozen": as_printed("frozen"),
         "ours-mnist-learning-adds": (
-            _all("as good as its frozen start, in points", frozen, adds_little, frozen),
+            all_of("as good as its frozen start, in points", frozen, adds_little, frozen),
         ),
         "ours-mnist-matched": (
             *as_printed("matched"),
-            _all("momentum with steps as long is better than FOP, in points", _ranks((25,)), ahead, behind),
+            all_of("momentum with steps as long is better than FOP, in points", _ranks((25,)), ahead, behind),
         ),
         "ours-mnist-direction": (
-            _all("no better than momentum with steps as long, in points", no_better, no_better, matched),
+            all_of("no better than momentum with steps as long, in points", no_better, no_better, matched),
         ),
         "ours-mnist-tuned": (
-            _all("no better than momentum, both at the grid's learning rates, in points", tuned, not_by_tuning, tuned),
+            all_of("no better than momentum, both at the grid's rates, in points", tuned, not_by_tuning, tuned),
             Finding(
                 "momentum gains by its learning rate alone, in points",
                 judge(by_rate, "greater", RULES.accuracy),
-                f"{_interval(by_rate)}, p = {by_rate.p:.1g}",
+                f"{interval(by_rate)}, p = {by_rate.p:.1g}",
             ),
         ),
         "ours-mnist-angle-frozen": _below_45(pick(records, "frozen", 784)),
@@ -581,7 +529,7 @@ def _law(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
         "ours-mnist-noise": (
             Finding(
                 f"batch {least} pays less than batch {most}", judge(noise, "greater", ANY),
-                f"{said}; difference of what was promised {_interval(noise, 4)}",
+                f"{said}; difference of what was promised {interval(noise, 4)}",
             ),
         ),
     }  # fmt: skip
@@ -610,37 +558,10 @@ def _settings(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     }  # fmt: skip
 
 
-def _all(what: str, keys: Iterable[str], judged: Mapping[str, Verdict], seen: Mapping[str, Comparison]) -> Finding:
-    """One finding for several comparisons that must all come out."""
-    keys = list(keys)
-    told = "; ".join(
-        f"{key}: {_interval(seen[key])}, p = {seen[key].p:.1g}, d = {seen[key].effect:.1f}" for key in keys
-    )
-    return Finding(what, _together(judged[key] for key in keys), told)
-
-
-def _together(each: Iterable[Verdict]) -> Verdict:
-    """Matches if all do, differs if one does."""
-    found = set(each)
-    return "matches" if found == {"matches"} else "differs" if "differs" in found else "undecided"
-
-
 def _ordered(what: str, found: Trend) -> Finding:
     seen = compare(found.rho, np.zeros(len(found.rho)))
-    told = f"Spearman's correlation with the rank {_interval(seen)}, pairs of ranks in order {found.ordered:.0%}"
+    told = f"Spearman's correlation with the rank {interval(seen)}, pairs of ranks in order {found.ordered:.0%}"
     return Finding(f"larger k, better {what}", judge(seen, "greater", RULES.order), f"{told}, Page's p = {found.p:.1g}")
-
-
-def _number(what: str, seen: Comparison, row: tuple[float, float], unit: str) -> Finding:
-    """As the ledger compares: a printed number agrees if ours is within the tolerance of its row."""
-    printed, tolerance = row
-    verdict: Verdict = "matches" if abs(seen.mean - printed) <= tolerance else "differs"
-    return Finding(what, verdict, f"{_interval(seen)}{unit}; printed {printed:g} ± {tolerance:g}")
-
-
-def _interval(seen: Comparison, digits: int = 2) -> str:
-    digits = 0 if abs(seen.mean) >= 100 else digits
-    return f"{seen.mean:+.{digits}f} ({seen.low:+.{digits}f} to {seen.high:+.{digits}f})"
 
 
 def _ranks(ranks: Iterable[int]) -> list[str]:
@@ -653,26 +574,6 @@ def _layers(values: Mapping[int, float], form: str) -> str:
 
 def _list(values: np.ndarray) -> str:
     return " and ".join(f"{value:.1f} %" for value in values)
-
-
-# ---------------------------------------------------------------------------------------
-# In words
-
-
-def text(table: pd.DataFrame) -> str:
-    """A table as text, five digits a number."""
-    return table.to_string(float_format=lambda number: f"{number:.5g}")
-
-
-def told(found: Mapping[str, tuple[Finding, ...]], *claims: str) -> str:
-    """The findings on some claims, or on all, in lines that fit a page."""
-    lines = []
-    for claim in claims or found:
-        lines.append(claim)
-        for each in found[claim]:
-            said = f"{each.what}: {each.verdict.upper()}. {each.reason}"
-            lines.append(textwrap.fill(said, 88, initial_indent="  ", subsequent_indent="    "))
-    return "\n".join(lines)
 
 
 def report(records: Sequence[Record]) -> str:
@@ -690,11 +591,4 @@ def report(records: Sequence[Record]) -> str:
     for judged in (_figure_a2, _figure_a1, _controls, _law, _settings):
         name = f"Verdicts, {judged.__name__.strip('_').replace('_', ' ')}"
         sections[name] = lambda these=judged: told(these(records))  # type: ignore[misc]
-    parts = []
-    for title, write in sections.items():
-        try:
-            body = write()
-        except MissingRunsError as error:
-            body = f"not yet: {error}"
-        parts.append(f"{title}\n{body}")
-    return "\n\n".join(parts)
+    return reading.report(sections)
