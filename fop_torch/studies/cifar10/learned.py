@@ -1,0 +1,412 @@
+"""What the preconditioners of the runs on CIFAR-10 look like: Figure 5 and Section 5, from records to verdicts.
+
+A kernel has 3 x 3 positions, numbered row by row; its P is `[9, 9]`. The seven layers with such kernels count, as in
+Figure 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fop_torch.results import Record
+from fop_torch.statistics import Thresholds, Verdict, compare, judge
+from fop_torch.studies.cifar10.summary import pick
+from fop_torch.studies.reading import ANY, Finding, MissingRunsError, interval, text, told
+
+LAYERS = range(1, 8)
+SIDE = 3
+POSITIONS = SIDE * SIDE
+#: Unit vector of what all positions have in common.
+ONES = np.ones(POSITIONS) / SIDE
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides; fixed before the runs, when pilots of two epochs and one seed had been seen.
+
+    Attributes:
+        any: What is judged by its sign alone, over the seeds.
+        order: Of a rank correlation with the layer's number, seed by seed.
+        whitening: P counts as whitening in a layer if its neighbours' mean entry is negative and lower than with the
+            positions shuffled in all but this share of the orders.
+        determinant: "Near zero": at most so much.
+        condition: "Essentially non-invertible": a condition number of at least so much.
+        settled: "Relatively fixed" is a norm that changes by at most this share of its whole change after two thirds.
+        similar: "Similar": a mean correlation of at least so much between two matrices' entries off the diagonal.
+    """
+
+    any: Thresholds = ANY
+    order: Thresholds = field(default_factory=lambda: Thresholds(margin=0.5))
+    whitening: float = 0.05
+    determinant: float = 1e-3
+    condition: float = 1e3
+    settled: float = 0.1
+    similar: float = 0.5
+
+
+RULES = Rules()
+
+
+# ---------------------------------------------------------------------------------------
+# The matrices of a run
+
+
+def matrices(record: Record, name: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """A symmetric matrix over a run, from its recorded upper triangle.
+
+    Args:
+        record: The run.
+        name: `"P"`, or of the gradients G_t since the matrix before: `"C"` = sum of `G_t^T G_t`, `"X"` = symmetric part
+            of the sum of `G_t^T G_(t-1)`.
+        layer: 1 to 7.
+
+    Returns:
+        Iterations `[t]` and matrices `[t, 9, 9]`.
+
+    Raises:
+        MissingRunsError: If the run has none.
+    """
+    rows = record.metrics
+    rows = rows[(rows["part"] == str(layer)) & rows["name"].str.startswith(f"{name} ")]
+    if rows.empty:
+        raise MissingRunsError(f"{record.path.stem}: no {name} of layer {layer} is recorded")
+    table = rows.pivot(index="iteration", columns="name", values="value")
+    found = np.empty((len(table), POSITIONS, POSITIONS))
+    for column in table:
+        i, j = map(int, column.split()[1:])
+        found[:, i, j] = found[:, j, i] = table[column]
+    return table.index.to_numpy(), found
+
+
+def last(group: Sequence[Record], name: str = "P") -> np.ndarray:
+    """The last matrix of every run and layer, `[runs, 7, 9, 9]`."""
+    return np.array([[matrices(record, name, layer)[1][-1] for layer in LAYERS] for record in group])
+
+
+# ---------------------------------------------------------------------------------------
+# What a matrix is like
+
+
+def pairs(wrapped: bool = False) -> list[tuple[int, int]]:
+    """Neighbours among the positions: the 12 that share an edge, or the 6 that would if the kernel were a torus."""
+    found = []
+    for i, j in combinations(range(POSITIONS), 2):
+        (a, b), (c, d) = divmod(i, SIDE), divmod(j, SIDE)
+        steps = sorted((abs(a - c), abs(b - d)))
+        if steps == ([0, SIDE - 1] if wrapped else [0, 1]):
+            found.append((i, j))
+    return found
+
+
+def mean_at(P: np.ndarray, where: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Mean entry of `P: [..., 9, 9]` at some pairs of positions."""
+    i, j = zip(*where, strict=True)
+    return P[..., list(i), list(j)].mean(axis=-1)
+
+
+def shuffled(P: np.ndarray, count: int = 2_000) -> np.ndarray:
+    """The neighbours' mean entry with the positions in other orders: what chance makes of it, `[count]`."""
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(POSITIONS) for _ in range(count)]
+    return np.array([mean_at(P[np.ix_(order, order)], pairs()) for order in orders])
+
+
+class Shape(NamedTuple):
+    """What Section 5 says of a matrix, in numbers.
+
+    Attributes:
+        diagonal: Mean entry on the diagonal.
+        off: Mean absolute entry off it.
+        neighbours: Mean entry at the 12 pairs of positions that share an edge.
+        wrapped: Mean entry at the 6 pairs that would on a torus.
+        p: Share of the orders of the positions whose neighbours' mean is as low or lower.
+        common: `u^T P u` for what all positions have in common, `u = 1/3`; 1 at the start.
+        rest: Mean of the other eigenvalues' share: `(tr P - common) / 8`.
+        norm: Frobenius norm.
+        smallest: Smallest eigenvalue.
+        largest: Largest eigenvalue.
+        spread: Standard deviation of the eigenvalues over their mean: 0 for a uniform spectrum.
+        condition: Largest eigenvalue over smallest.
+        determinant: Product of the eigenvalues.
+    """
+
+    diagonal: float
+    off: float
+    neighbours: float
+    wrapped: float
+    p: float
+    common: float
+    rest: float
+    norm: float
+    smallest: float
+    largest: float
+    spread: float
+    condition: float
+    determinant: float
+
+
+def shape(P: np.ndarray) -> Shape:
+    """Look at one matrix `[9, 9]`."""
+    values = np.linalg.eigvalsh(P)
+    near = mean_at(P, pairs())
+    common = float(ONES @ P @ ONES)
+    return Shape(
+        diagonal=float(np.diag(P).mean()),
+        off=float(np.abs(P[~np.eye(POSITIONS, dtype=bool)]).mean()),
+        neighbours=float(near),
+        wrapped=float(mean_at(P, pairs(wrapped=True))),
+        p=float((shuffled(P) <= near + 1e-12).mean()),
+        common=common,
+        rest=float((np.trace(P) - common) / (POSITIONS - 1)),
+        norm=float(np.linalg.norm(P)),
+        smallest=float(values[0]),
+        largest=float(values[-1]),
+        spread=float(values.std() / values.mean()),
+        condition=float(values[-1] / values[0]) if values[0] > 0 else np.inf,
+        determinant=float(np.prod(values)),
+    )
+
+
+def shapes(group: Sequence[Record]) -> pd.DataFrame:
+    """The last matrices' shapes, one row a run's seed and layer."""
+    rows = [
+        {"seed": record.config["seed"], "layer": layer} | shape(P)._asdict()
+        for record, each in zip(group, last(group), strict=True)
+        for layer, P in zip(LAYERS, each, strict=True)
+    ]
+    return pd.DataFrame(rows).set_index(["seed", "layer"])
+
+
+def by_layer(group: Sequence[Record]) -> pd.DataFrame:
+    """Means of the shapes over the seeds, one row a layer."""
+    return shapes(group).groupby("layer").mean()
+
+
+def similarity(P: np.ndarray) -> np.ndarray:
+    """Correlations of the entries off the diagonal between all pairs of matrices `[n, 9, 9]`."""
+    upper = np.triu_indices(POSITIONS, 1)
+    table = np.corrcoef(P[:, upper[0], upper[1]])
+    return table[np.triu_indices(len(P), 1)]
+
+
+def depth(values: pd.Series) -> np.ndarray:
+    """Spearman's rank correlation of a column of `shapes` with the layer's number, for each seed."""
+    from scipy import stats
+
+    return np.array(
+        [stats.spearmanr(each.index.get_level_values("layer"), each)[0] for _, each in values.groupby("seed")]
+    )
+
+
+# ---------------------------------------------------------------------------------------
+# What drives it
+
+
+def successive(record: Record, layer: int) -> pd.DataFrame:
+    """How far successive gradients agree, along what all positions share and in the other directions, over a run.
+
+    `sum g_t g_(t-1) / sum g_t^2` along a direction lies between -1 and 1. FOP as printed makes P grow along a direction
+    where it is positive, and shrink where it is negative.
+
+    Returns:
+        One row an interval between two tests: `common`, `rest` (the mean over the others), and `share`: the part of the
+        gradients' energy that lies along the common direction, 1/9 for white gradients.
+    """
+    steps, C = matrices(record, "C", layer)
+    _, X = matrices(record, "X", layer)
+    energy, agreement = (np.einsum("i,tij,j->t", ONES, A, ONES) for A in (C, X))
+    totals, sums = np.trace(C, axis1=1, axis2=2), np.trace(X, axis1=1, axis2=2)
+    return pd.DataFrame(
+        {"common": agreement / energy, "rest": (sums - agreement) / (totals - energy), "share": energy / totals},
+        index=steps,
+    )
+
+
+def whitening_of_gradients(record: Record, layer: int) -> float:
+    """Does P shrink what gradients have much of? Rank correlation of `u^T P u` with the variance along u.
+
+    u runs over the eigenvectors of the gradients' spatial covariance, summed over the run. A whitening has -1.
+    """
+    from scipy import stats
+
+    C = matrices(record, "C", layer)[1].sum(axis=0)
+    P = matrices(record, "P", layer)[1][-1]
+    variances, directions = np.linalg.eigh(C)
+    return float(stats.spearmanr(variances, np.einsum("ki,kl,li->i", directions, P, directions))[0])
+
+
+def norms(record: Record, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and Frobenius norm of P."""
+    steps, P = matrices(record, "P", layer)
+    return steps, np.linalg.norm(P, axis=(1, 2))
+
+
+def unsettled(record: Record, layer: int) -> float:
+    """How far the norm of P still moves in the last third, as a share of its whole way from 3, that of the identity."""
+    steps, size = norms(record, layer)
+    two_thirds = np.interp(2 * steps[-1] / 3, steps, size)
+    late = np.append(size[steps > 2 * steps[-1] / 3], two_thirds)
+    return float(np.ptp(late) / np.ptp(np.append(size, SIDE)))
+
+
+# ---------------------------------------------------------------------------------------
+# Verdicts
+
+
+def verdicts(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    """What the runs say about each claim of Figure 5 and Section 5, one finding for each of its parts.
+
+    The paper's own update is judged at the rate of M that the paper gives, 1e-4.
+
+    Raises:
+        MissingRunsError: If runs are missing.
+    """
+    return _as_printed(pick(records, "FOP")) | _rivals(records)
+
+
+def structure(group: Sequence[Record]) -> tuple[Finding, ...]:
+    """Is the structure of Figure 5 (a) there: a positive centre, negative neighbours, no wrapping?"""
+    found = shapes(group)
+    low = compare(-found["neighbours"].groupby("seed").mean(), np.zeros(len(group)))
+    share = float(((found["neighbours"] < 0) & (found["p"] <= RULES.whitening)).mean())
+    wraps = compare((found["wrapped"] - found["neighbours"]).groupby("seed").mean(), np.zeros(len(group)))
+    return (
+        Finding(
+            "neighbours negative", judge(low, "greater", RULES.any),
+            f"mean entry at neighbours {interval(_minus(low), 4)}; negative and lower than with shuffled positions in "
+            f"{share:.0%} of the matrices",
+        ),
+        Finding(
+            "without wrapping: higher at the corners' would-be neighbours", judge(wraps, "greater", RULES.any),
+            f"mean entry there minus that of neighbours {interval(wraps, 4)}",
+        ),
+    )  # fmt: skip
+
+
+def _as_printed(group: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    found = shapes(group)
+    zeros = np.zeros(len(group))
+
+    def mean(values: pd.Series) -> np.ndarray:
+        return values.groupby("seed").mean().to_numpy()
+
+    def deeper(what: str, column: pd.Series) -> Finding:
+        seen = compare(depth(column), zeros)
+        verdict = judge(seen, "greater", RULES.order)
+        return Finding(what, verdict, f"rank correlation with the layer {interval(seen)}")
+
+    diagonal, off = compare(1 - mean(found["diagonal"]), zeros), compare(mean(found["off"]), zeros)
+    across_seeds = np.array([similarity(last(group)[:, i]).mean() for i in range(len(LAYERS))])
+    across_layers = np.array([similarity(each).mean() for each in last(group)])
+    rest = {layer: np.mean([unsettled(record, layer) for record in group]) for layer in LAYERS}
+    shrinks = Finding(
+        "the diagonal shrinks", judge(diagonal, "greater", RULES.any), f"by {interval(diagonal, 4)} from 1"
+    )
+    grows = Finding(
+        "off the diagonal it grows", judge(off, "greater", RULES.any), f"mean absolute entry {interval(off, 4)}"
+    )
+    smaller = deeper("eigenvalues smaller in higher layers", -(found["diagonal"]))
+    uniform = deeper("eigenvalues more uniform in higher layers", -found["spread"])
+    return {
+        "text-5-whitening": structure(group),
+        "text-5-similar-structures": (
+            _at_least("across seeds", across_seeds, RULES.similar),
+            _at_least("across layers", across_layers, RULES.similar),
+        ),
+        "text-5-norm-shift": (shrinks, grows, deeper("the diagonal shrinks more in higher layers", -found["diagonal"])),
+        "fig-5-stronger-higher-layers": (
+            deeper("stronger decorrelation in higher layers", -found["neighbours"]),
+            deeper("smaller norm in higher layers", -found["norm"]),
+        ),
+        "fig-5-eigenvalues-shift": (smaller, uniform),
+        "text-5-more-uniform": (smaller, uniform),
+        "text-5-psd-met": (
+            Finding(
+                "no negative eigenvalue", "matches" if found["smallest"].min() >= 0 else "differs",
+                f"smallest eigenvalue of all {found['smallest'].min():.4f}",
+            ),
+        ),
+        "text-5-near-zero-determinant": (
+            _all_layers("determinant near zero", found["determinant"], found["determinant"] <= RULES.determinant),
+            _all_layers("eigenvalues small", found["largest"], found["largest"] < 1),
+        ),
+        "text-6-two-thirds": (
+            Finding(
+                f"norm within {RULES.settled:.0%} of its whole change after two thirds",
+                "matches" if max(rest.values()) <= RULES.settled else "differs",
+                "share of the change in the last third, by layer: " + ", ".join(f"{v:.0%}" for v in rest.values()),
+            ),
+        ),
+    }  # fmt: skip
+
+
+def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    """What makes the structure; the rows that these judge were worded when the runs were known."""
+    printed, flipped = pick(records, "FOP"), pick(records, "flipped")
+    grown = {name: shapes(pick(records, *key)) for name, key in PROBES.items()}
+    common = {
+        name: compare(found["common"].groupby("seed").mean() - 1, np.zeros(found.index.levshape[0]))
+        for name, found in grown.items()
+    }
+    early = _agreement(printed, slice(0, 1))
+    late = _agreement(printed, slice(-3, None))
+    return {
+        "ours-cifar-ones": (
+            _signed("printed update: P grows along the common direction", common["FOP"]),
+        ),
+        "ours-cifar-flipped": structure(flipped),
+        "ours-cifar-agreement": (
+            _signed("early, successive gradients agree along the common direction", early),
+            _signed("late, they disagree", _minus(late)),
+        ),
+    }  # fmt: skip
+
+
+#: Runs whose P is compared: by name, method and rate of the hyper-optimizer.
+PROBES: Mapping[str, tuple[Any, ...]] = {"FOP": ("FOP",), "flipped": ("flipped",)}
+
+
+def _agreement(group: Sequence[Record], when: slice) -> Any:
+    """Agreement of successive gradients along the common direction, mean over layers and some intervals, over seeds."""
+    each = [np.mean([successive(r, layer)["common"].iloc[when].mean() for layer in LAYERS]) for r in group]
+    return compare(each, np.zeros(len(group)))
+
+
+def _signed(what: str, seen: Any) -> Finding:
+    return Finding(what, judge(seen, "greater", RULES.any), interval(seen, 4))
+
+
+def _minus(seen: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(seen, mean=-seen.mean, low=-seen.high, high=-seen.low, effect=-seen.effect)
+
+
+def _at_least(what: str, values: np.ndarray, least: float) -> Finding:
+    verdict: Verdict = "matches" if values.mean() >= least else "differs"
+    return Finding(
+        what,
+        verdict,
+        f"correlation of the entries off the diagonal {values.mean():.2f} ({values.min():.2f} to {values.max():.2f})",
+    )
+
+
+def _all_layers(what: str, values: pd.Series, holds: pd.Series) -> Finding:
+    means = values.groupby("layer").mean()
+    verdict: Verdict = "matches" if holds.all() else "differs"
+    return Finding(what, verdict, "by layer " + ", ".join(f"{value:.3g}" for value in means))
+
+
+def sections(records: Sequence[Record]) -> dict[str, Callable[[], Any]]:
+    """For `fop report cifar10`."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, key in PROBES.items():
+        found[f"P by layer, {name}"] = lambda these=key: text(by_layer(pick(records, *these)))  # type: ignore[misc]
+    found["Verdicts, Figure 5"] = lambda: told(verdicts(records))
+    return found
