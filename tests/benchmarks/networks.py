@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from fop_torch import FOP, PPHD, SHD
-from tests.torch.test_counts import all_cnn_c as all_cnn_c  # one definition for all
+from fop_torch.convnets import all_cnn_c as all_cnn_c
+from fop_torch.convnets import resnet18 as resnet18
 
 MOMENTUM = "momentum"
 RATE = 1e-3
-
-
-def resnet18() -> nn.Module:
-    """Torchvision's, for 1,000 classes."""
-    return torchvision.models.resnet18()
 
 
 class ActorCritic(nn.Module):

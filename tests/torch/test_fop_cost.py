@@ -15,8 +15,8 @@ from torch.optim import SGD, Adam
 from torchvision.models import resnet18
 
 from fop_torch import FOP, PPHD, SHD
+from fop_torch.convnets import all_cnn_c
 from fop_torch.studies import cost
-from tests.torch.test_counts import all_cnn_c
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "book" / "results" / "benchmarks" / "cost.json"
