@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MODULES = {
     "mnist": "fop_torch.studies.mnist.train",
     "cifar10": "fop_torch.studies.cifar10.train",
+    "imagenet": "fop_torch.studies.imagenet.train",
+    "robustness": "fop_torch.studies.robustness.train",
 }
 
 

@@ -1,0 +1,1 @@
+"""ImageNet: Figure 2, bottom."""
