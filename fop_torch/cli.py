@@ -126,12 +126,20 @@ def list_() -> None:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: a GPU if there is one."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["32-true", "bf16-mixed"]),
+    default="32-true",
+    show_default=True,
+    help="Of forward and backward.",
+)
 @click.option("--only", multiple=True, metavar="LABEL", help="Only runs whose label begins so; may be given often.")
 @click.option("--again", is_flag=True, help="Run also what is recorded, and replace it.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def run(
-    study: Study, profile: str, jobs: int, cluster: str, device: str, only: Sequence[str], again: bool, quiet: bool
-) -> None:
+    study: Study, profile: str, jobs: int, cluster: str, device: str, precision: str, only: Sequence[str],
+    again: bool, quiet: bool,
+) -> None:  # fmt: skip
     """Run what is not recorded yet of a study; the same command goes on where it was stopped.
 
     \b
@@ -140,6 +148,7 @@ def run(
       fop run mnist --profile laptop --jobs 2
       fop run mnist --profile paper --only fop-k25 --device cuda
       fop run mnist --profile paper --cluster tcp://scheduler:8786
+      fop run imagenet --profile paper --precision bf16-mixed
     """  # noqa: D301
     import torch
 
@@ -151,7 +160,8 @@ def run(
     scratch = results.scratch() / study.name / profile
     try:
         outcomes = sweep(
-            study, profile, jobs=jobs, cluster=cluster, device=device, only=only, again=again, quiet=quiet
+            study, profile, jobs=jobs, cluster=cluster, device=device, precision=precision, only=only, again=again,
+            quiet=quiet,
         )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"\nStopped. The same command goes on; checkpoints are in {scratch}", err=True)
@@ -337,7 +347,7 @@ def _free(folder: Path) -> int:
     type=click.Choice(["fp32", "tf32", "bf16"]),
     default="fp32",
     show_default=True,
-    help="Of forward and backward; runs take fp32.",
+    help="Of forward and backward.",
 )
 def plan(study: Study, profile: str, device: str, precision: str) -> None:
     """Say what a study would cost on a GPU, from counted operations; no GPU is needed.

@@ -71,11 +71,14 @@ def run_one(
             known = find(study)
             session = Session(study, config, folder, code or known.code(), device=device, **options)
             known.train(config, session, store.load(study, profile))
-            if session.fabric.is_global_zero:
-                store.save(
-                    study, profile, config.label, config, session.status, session.all_facts(), session.rows, again=again
-                )
-                session.clean()
+            try:
+                if session.fabric.is_global_zero:
+                    facts, rows = session.all_facts(), session.rows
+                    store.save(study, profile, config.label, config, session.status, facts, rows, again=again)
+                    session.clean()
+            finally:
+                # The record may name further runs: until it is there, no process goes on, so that all name the same.
+                session.fabric.barrier()
         return Outcome(config.label, key)
     except Timeout:
         return Outcome(config.label, key, "another process is training this run; wait for it, or end it")

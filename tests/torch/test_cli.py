@@ -133,11 +133,12 @@ def test_run_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         return []
 
     monkeypatch.setattr("fop_torch.sweep.sweep", sweep)
-    words = "--profile paper --jobs 3 --cluster local:2 --device cpu --only fop --only follower --again --quiet"
+    words = "--profile paper --jobs 3 --cluster local:2 --device cpu --only fop --only follower --again --quiet "
+    words += "--precision bf16-mixed"
     assert fop("run", "tiny", *words.split()).exit_code == 0
     assert asked == {
         "profile": "paper", "jobs": 3, "cluster": "local:2", "device": "cpu", "only": ("fop", "follower"),
-        "again": True, "quiet": True,
+        "again": True, "quiet": True, "precision": "bf16-mixed",
     }  # fmt: skip
 
 
