@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 #: Seconds after which a run without a heartbeat counts as stopped; it beats twice a second.
 SILENT = 60.0
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM: to be answered as Ctrl-C is, so that the workers end too."""
+
+
+def _end(*_: Any) -> None:
+    raise _Ended
 
 
 class _Commands(click.Group):
@@ -158,16 +167,19 @@ def run(
     if device == "cuda" and not cluster and not torch.cuda.is_available():
         raise ValueError("device: PyTorch finds no GPU here; leave out --device cuda, and see what `fop doctor` says")
     scratch = results.scratch() / study.name / profile
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         outcomes = sweep(
             study, profile, jobs=jobs, cluster=cluster, device=device, precision=precision, only=only, again=again,
             quiet=quiet,
         )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         click.echo(f"\nStopped. The same command goes on; checkpoints are in {scratch}", err=True)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Ended) else signal.SIGINT))
     except SweepError as error:
         raise click.ClickException(_told(str(error), scratch / "errors.log")) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     named, recorded = _runs(study, profile)
     keys = named.keys() & {record.key for record in recorded}
     done = f"{len(keys)} of {len(named)} runs of {study.name}, {profile}, are recorded in"

@@ -6,10 +6,12 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class Outcome:
 
 def run_one(
     study: str, profile: str, config: Any, root: Path, scratch: Path, *, code: str = "", again: bool = False,
-    device: str = "auto", threads: int = 1, **options: Any,
+    device: str = "auto", threads: int = 1, parent: int = 0, **options: Any,
 ) -> Outcome:  # fmt: skip
     """Train one run, from its checkpoint if there is one, and record it.
 
@@ -55,8 +57,11 @@ def run_one(
         again: Replace a record that is there.
         device: See `Session`.
         threads: Threads of the processor; a different number may give different last bits.
+        parent: The process that made this one for the sweep: when it is gone, this one ends. 0: no such process.
         **options: Further ones of `Session`.
     """
+    if parent not in (0, os.getpid()):
+        _end_with(parent)
     key = run_key(study, config)
     folder = scratch / study / profile
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +91,18 @@ def run_one(
         return Outcome(config.label, key, str(error))
     except Exception:
         return Outcome(config.label, key, traceback.format_exc())
+
+
+@cache  # one thread that watches is enough
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed before it can end its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def runs(study: Study, profile: str, records: Sequence[Record], only: Sequence[str] = ()) -> dict[str, Any]:
@@ -133,6 +150,8 @@ def sweep(
         kinds = ", ".join(sorted({c.label.rsplit("-s", 1)[0] for c in runs(study, profile, records).values()}))
         raise ValueError(f"only: no run of {study.name}, {profile} begins with {', '.join(only)}; there are {kinds}")
     call = {"code": study.code(), "root": store.root, "scratch": scratch, "again": again, "device": device, **options}
+    if not cluster:  # Dask ends its own workers
+        call["parent"] = os.getpid()
     outcomes: dict[str, Outcome] = {}
     with _workers(cluster, jobs) as width, _Bar(study.name, profile, scratch, quiet) as bar:
         while True:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -105,6 +110,36 @@ def _die(*args, **kwargs) -> None:
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+COMMAND = """
+from fop_torch import cli
+from fop_torch.studies import MODULES
+from tests.torch import tiny_study
+
+MODULES["tiny"] = tiny_study.__name__
+tiny_study.RUNS["laptop"] = [tiny_study.Config(seed=seed, fail="hang") for seed in range(2)]
+cli.main(["run", "tiny", "--profile", "laptop", "--jobs", "2"], prog_name="fop")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_worker_outlives_its_command(store, monkeypatch, tmp_path, number, code) -> None:
+    """The command ended by `kill`, or by `kill -9`, which it cannot answer, while both workers are at work."""
+    command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=Path(__file__).parents[2])
+    while len(list((tmp_path / "scratch").rglob("*.failed"))) < 2:
+        assert command.poll() is None
+        time.sleep(0.1)
+    workers = psutil.Process(command.pid).children(recursive=True)
+    assert len(workers) >= 2
+    command.send_signal(number)
+    assert command.wait(timeout=20) == code
+    # Within 20 of the 60 seconds for which a run hangs.
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert store.load("tiny", "laptop") == []
+    asked(monkeypatch, *(Config(seed=seed, fail="hang") for seed in range(2)))
+    sweep(STUDY, "laptop")
+    assert len(store.load("tiny", "laptop")) == 2
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(store, tmp_path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class Config:
         iterations: Steps.
         lr: Learning rate.
         fail: Half-way, `"raise"` raises, `"nan"` diverges; `"kill"` and `"interrupt"` send SIGKILL and SIGINT to the
-            own process, the first time only: a file `<key>.failed` beside the checkpoint says that it has been.
+            own process, `"hang"` waits for a minute, these the first time only: a file `<key>.failed` beside the
+            checkpoint says that it has been.
     """
 
     method: str = "momentum"
@@ -95,11 +97,14 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         half = step == config.iterations // 2
         if half and config.fail == "raise":
             raise RuntimeError("broken on purpose")
-        if half and config.fail in ("kill", "interrupt") and not marker.exists():
+        if half and config.fail in ("kill", "interrupt", "hang") and not marker.exists():
             marker.touch()
             if config.fail == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            signal.raise_signal(signal.SIGINT)
+            if config.fail == "hang":
+                time.sleep(60)
+            else:
+                signal.raise_signal(signal.SIGINT)
         return x[chosen] * (float("nan") if half and config.fail == "nan" else 1.0), y[chosen]
 
     def measure(step: int) -> None:
