@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+#: Said where the optimizer alone is installed.
+NEEDS = (
+    "the command fop needs the packages of the experiments, and {} is missing. In the checkout: "
+    "pip install -c constraints.txt '.[studies]'"
+)
+try:
+    import click
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error.name)) from error
 
 if TYPE_CHECKING:
     from fop_torch.results import Record
@@ -41,6 +49,8 @@ class _Commands(click.Group):
             raise
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(NEEDS.format(error.name)) from error
         except RuntimeError as error:
             from fop_torch.results import ResultsError
 
@@ -144,7 +154,7 @@ def list_() -> None:
 )
 @click.option("--only", multiple=True, metavar="LABEL", help="Only runs whose label begins so; may be given often.")
 @click.option("--again", is_flag=True, help="Run also what is recorded, and replace it.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--quiet", is_flag=True, help="Don't say how far it is.")
 def run(
     study: Study, profile: str, jobs: int, cluster: str, device: str, precision: str, only: Sequence[str],
     again: bool, quiet: bool,
@@ -177,7 +187,7 @@ def run(
         click.echo(f"\nStopped. The same command goes on; checkpoints are in {scratch}", err=True)
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Ended) else signal.SIGINT))
     except SweepError as error:
-        raise click.ClickException(_told(str(error), scratch / "errors.log")) from error
+        raise click.ClickException(_told(error, scratch / "errors.log")) from error
     finally:
         signal.signal(signal.SIGTERM, before)
     named, recorded = _runs(study, profile)
@@ -187,14 +197,13 @@ def run(
     click.echo(f"{done} {results.store().folder(study.name, profile)}; {new}")
 
 
-def _told(message: str, log: Path) -> str:
+def _told(error: Exception, log: Path) -> str:
     """An error of a sweep without its tracebacks, which go into a file."""
-    lines = [line for line in message.splitlines() if line.strip() and not line.startswith(" ")]
-    short = "\n".join(line.removesuffix("Traceback (most recent call last):").rstrip() for line in lines)
-    if "Traceback" not in message:
-        return short
-    log.write_text(message + "\n", encoding="utf-8")
-    return f"{short}\nTracebacks: {log}"
+    traces = getattr(error, "__notes__", [])
+    if not traces:
+        return str(error)
+    log.write_text("\n".join(traces), encoding="utf-8")
+    return f"{error}\nTracebacks: {log}"
 
 
 @main.command()

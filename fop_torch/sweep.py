@@ -22,6 +22,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
 from fop_torch import results
+from fop_torch.data import UnavailableError
 from fop_torch.results import Record, ResultsError, Store, run_key
 from fop_torch.studies import find
 from fop_torch.studies.study import Study
@@ -29,16 +30,18 @@ from fop_torch.training import Session
 
 
 class SweepError(RuntimeError):
-    """Some runs failed; the message says which and why. All others are recorded."""
+    """Some runs failed; the message says which and why, the notes where in the code. All others are recorded."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: recorded, or with an error."""
+    """How one run ended: recorded, or with an error and where in the code it arose; after how many seconds."""
 
     label: str
     key: str
     error: str = ""
+    trace: str = ""
+    seconds: float = 0.0
 
 
 def run_one(
@@ -59,7 +62,11 @@ def run_one(
         threads: Threads of the processor; a different number may give different last bits.
         parent: The process that made this one for the sweep: when it is gone, this one ends. 0: no such process.
         **options: Further ones of `Session`.
+
+    Raises:
+        UnavailableError: If the data are not to be had, which ends the sweep: no other run of it would have them.
     """
+    started = time.monotonic()
     if parent not in (0, os.getpid()):
         _end_with(parent)
     key = run_key(study, config)
@@ -84,13 +91,16 @@ def run_one(
             finally:
                 # The record may name further runs: until it is there, no process goes on, so that all name the same.
                 session.fabric.barrier()
-        return Outcome(config.label, key)
+        return Outcome(config.label, key, seconds=time.monotonic() - started)
     except Timeout:
         return Outcome(config.label, key, "another process is training this run; wait for it, or end it")
     except ResultsError as error:
         return Outcome(config.label, key, str(error))
-    except Exception:
-        return Outcome(config.label, key, traceback.format_exc())
+    except UnavailableError:
+        raise
+    except Exception as error:
+        said = "".join(traceback.format_exception_only(error)).strip()
+        return Outcome(config.label, key, said, traceback.format_exc())
 
 
 @cache  # one thread that watches is enough
@@ -135,11 +145,12 @@ def sweep(
         device: See `Session`.
         again: Run also what is recorded, and replace it.
         only: Run only those whose label begins with one of these.
-        quiet: No progress bar. There is none either where the output is not a terminal.
+        quiet: Don't say how far it is: by a bar, or where the output is not a terminal by a line for each run.
         **options: Of `Session`.
 
     Raises:
         SweepError: If a run failed; the others are recorded.
+        UnavailableError: If the data are not to be had; nothing further is run.
         ValueError: If `jobs` is not positive or no run is meant by `only`.
     """
     if jobs < 1:
@@ -160,16 +171,33 @@ def sweep(
             if not todo:
                 break
             bar.add({key: config.iterations for key, config in todo.items()})
-            outcomes |= _together(study.name, profile, todo, width, call)
+            outcomes |= _together(study.name, profile, todo, width, call, bar)
             records = store.load(study.name, profile)
     failed = [outcome for outcome in outcomes.values() if outcome.error]
     if failed:
-        told = "\n".join(f"{each.label} ({each.key}): {each.error}" for each in failed)
-        raise SweepError(f"{len(failed)} of {len(outcomes)} runs failed; the others are recorded.\n{told}")
+        raise _failure(failed, len(outcomes))
     return list(outcomes.values())
 
 
-def _together(study: str, profile: str, todo: dict[str, Any], width: int, call: dict[str, Any]) -> dict[str, Outcome]:
+def _failure(failed: Sequence[Outcome], of: int) -> SweepError:
+    """What is told of runs that failed; an error that many have is told once."""
+    alike: dict[str, list[Outcome]] = {}
+    for each in failed:
+        alike.setdefault(each.error, []).append(each)
+    lines = [f"{len(failed)} of {of} runs failed{'; the others are recorded' if len(failed) < of else ''}."]
+    for said, those in alike.items():
+        name = f"{those[0].label} ({those[0].key})"
+        lines.append(f"{name if len(those) == 1 else f'{len(those)} runs, such as {name}'}: {said}")
+    error = SweepError("\n".join(lines))
+    for those in alike.values():
+        if those[0].trace:
+            error.add_note(f"{those[0].label}:\n{those[0].trace}")
+    return error
+
+
+def _together(
+    study: str, profile: str, todo: dict[str, Any], width: int, call: dict[str, Any], bar: _Bar
+) -> dict[str, Outcome]:
     """Run some configs side by side; a worker that dies costs what it had done since its last checkpoint."""
     outcomes: dict[str, Outcome] = {}
     deaths = 0
@@ -179,6 +207,7 @@ def _together(study: str, profile: str, todo: dict[str, Any], width: int, call: 
             tasks = [delayed(run_one)(study, profile, c, **call) for key, c in todo.items() if key not in outcomes]
             for outcome in Parallel(n_jobs=width, return_as="generator_unordered")(tasks):
                 outcomes[outcome.key] = outcome
+                bar.tell(outcome)
         except BrokenProcessPool as error:
             deaths = deaths + 1 if len(outcomes) == before else 1
             if deaths == 3:
@@ -202,7 +231,7 @@ def _workers(cluster: str, jobs: int) -> Iterator[int]:
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise ValueError("cluster: needs the packages dask and distributed; pip install 'fop[cluster]'") from error
+        raise ValueError("cluster: needs dask and distributed: pip install -c constraints.txt '.[cluster]'") from error
     with ExitStack() as opened:
         if here:
             local = LocalCluster(n_workers=int(count), threads_per_worker=1, dashboard_address=None)
@@ -215,12 +244,13 @@ def _workers(cluster: str, jobs: int) -> Iterator[int]:
 
 
 class _Bar:
-    """A progress bar over the steps of all runs, fed by their heartbeats."""
+    """How far a sweep is: a bar over the steps of all runs, fed by their heartbeats, or lines without a terminal."""
 
     def __init__(self, study: str, profile: str, scratch: Path, quiet: bool) -> None:
         self._name, self._folder = f"{study} {profile}", scratch / study / profile
         self._totals: dict[str, int] = {}
         self._seen: dict[str, int] = {}
+        self._quiet, self._told = quiet, 0
         shown = sys.stderr.isatty() and not quiet
         self._bar = tqdm(total=0, unit="step", disable=not shown, smoothing=0.05)
         self._over = threading.Event()
@@ -231,6 +261,20 @@ class _Bar:
         self._totals |= runs
         self._bar.total = sum(self._totals.values())
         self._bar.set_description(f"{self._name}, {len(self._totals)} runs")
+        kept = sum((self._folder / f"{key}.ckpt").exists() for key in runs)
+        begun = f", {kept} with a checkpoint" if kept else ""
+        self._say(f"{self._name}: starting {len(runs)} runs{begun}")
+
+    def tell(self, outcome: Outcome) -> None:
+        """Say that a run has ended, where no bar shows it."""
+        self._told += 1
+        if not self._thread:
+            how = "failed" if outcome.error else f"{outcome.seconds:.0f} s"
+            self._say(f"{outcome.label}: {how}; {self._told} of {len(self._totals)} runs")
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            tqdm.write(line, file=sys.stderr)
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):

@@ -47,11 +47,11 @@ def live(name: str, profile: str | None = None, *, jobs: int = 1) -> list[Record
 
     study, profile = find(name), chosen_profile(profile)
     if profile != "smoke":
-        sweep(study, profile, jobs=jobs)
+        sweep(study, profile, jobs=jobs, quiet=True)
         return results.store().load(name, profile)
     with tempfile.TemporaryDirectory() as folder:
         store = results.Store(Path(folder))
-        sweep(study, profile, store=store, scratch=Path(folder) / "scratch", jobs=jobs)
+        sweep(study, profile, store=store, scratch=Path(folder) / "scratch", jobs=jobs, quiet=True)
         records = store.load(name, profile)
         for record in records:
             _ = record.metrics  # read before the folder is gone

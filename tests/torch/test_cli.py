@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from fop_torch import cli, data, plan, results
 from fop_torch.results import Store, run_key
+from fop_torch.training import Session
 from tests.torch import tiny_study
 from tests.torch.tiny_study import Config
 
@@ -97,6 +100,19 @@ def test_a_bad_profile_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert "FOP_PROFILE: expected one of smoke, laptop, paper, got 'papr'" in found.stderr
 
 
+def test_the_optimizer_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that a plain installation lacks: click before anything can be said with it, others later."""
+    monkeypatch.setitem(sys.modules, "psutil", None)  # type: ignore[arg-type]
+    found = fop("doctor")
+    assert (found.exit_code, found.stderr) == (1, f"Error: {cli.NEEDS.format('psutil')}\n")
+    monkeypatch.setitem(sys.modules, "click", None)  # type: ignore[arg-type]
+    spec = importlib.util.spec_from_file_location("cli_without_click", cli.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(SystemExit, match=re.escape(cli.NEEDS.format("click"))):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 # ---------------------------------------------------------------------------------------
 # run
 
@@ -157,25 +173,63 @@ def test_no_gpu() -> None:
     )
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(tiny_study.RUNS, "paper", [Config(fail="raise"), Config()])
-    found = fop("run", "tiny", "--profile", "paper")
+def test_runs_that_fail_are_named_and_the_others_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What several died of is told once."""
+    broken = [Config(fail="raise", seed=seed) for seed in range(2)]
+    monkeypatch.setitem(tiny_study.RUNS, "paper", [*broken, Config()])
+    found = fop("run", "tiny", "--profile", "paper", "--quiet")
     log = tmp_path / "scratch" / "tiny" / "paper" / "errors.log"
-    key = run_key("tiny", Config(fail="raise"))
+    key = run_key("tiny", broken[0])
     assert found.exit_code == 1
     assert found.stderr.splitlines() == [
-        "Error: 1 of 2 runs failed; the others are recorded.",
-        f"momentum-raise-s0 ({key}):",
-        "RuntimeError: broken on purpose",
+        "Error: 2 of 3 runs failed; the others are recorded.",
+        f"2 runs, such as momentum-raise-s0 ({key}): RuntimeError: broken on purpose",
         f"Tracebacks: {log}",
     ]
-    assert "in batch\n" in log.read_text(encoding="utf-8")
+    assert log.read_text(encoding="utf-8").count("in batch\n") == 1
     assert [each.key for each in results.store().load("tiny", "paper")] == [run_key("tiny", Config())]
+
+
+def test_missing_data_end_the_sweep_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried = []
+
+    def train(config: Config, *_: object) -> None:
+        tried.append(config)
+        data.load("mnist")
+
+    monkeypatch.setattr(tiny_study, "STUDY", replace(tiny_study.STUDY, train=train))
+    monkeypatch.setenv("FOP_OFFLINE", "1")
+    monkeypatch.setenv("FOP_CACHE", str(tmp_path))
+    monkeypatch.delenv("FOP_DATA", raising=False)
+    found = fop("run", "tiny", "--quiet")
+    assert len(tried) == 1
+    assert found.exit_code == 1
+    assert re.fullmatch(r"Error: mnist: no folder mnist in FOP_DATA \(not set\), .*Remedy: .*\n", found.stderr)
+
+
+def test_without_a_terminal_each_run_has_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(tiny_study.RUNS, "paper", [Config(fail="raise"), Config()])
+    folder = tmp_path / "scratch" / "tiny" / "smoke"
+    folder.mkdir(parents=True)
+    (folder / f"{run_key('tiny', Config('FOP', 0))}.ckpt").touch()
+    monkeypatch.setattr(Session, "resume", lambda *_: 0)
+    lines = [re.sub(r"\d+ s;", "N s;", line) for line in fop("run", "tiny").stderr.splitlines()]
+    assert lines == [
+        "tiny smoke: starting 4 runs, 1 with a checkpoint",
+        "momentum-s0: N s; 1 of 4 runs",
+        "momentum-s1: N s; 2 of 4 runs",
+        "fop-s0: N s; 3 of 4 runs",
+        "fop-s1: N s; 4 of 4 runs",
+        "tiny smoke: starting 1 runs",
+        "follower-s0: N s; 5 of 5 runs",
+    ]
+    assert "momentum-raise-s0: failed; 1 of 2 runs" in fop("run", "tiny", "--profile", "paper").stderr
+    assert fop("run", "tiny", "--again", "--quiet").stderr == ""
 
 
 def test_ctrl_c_and_the_same_command_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(tiny_study.RUNS, "paper", [Config(fail="interrupt")])
-    found = fop("run", "tiny", "--profile", "paper")
+    found = fop("run", "tiny", "--profile", "paper", "--quiet")
     assert found.exit_code == 130
     scratch = tmp_path / "scratch" / "tiny" / "paper"
     assert found.stderr.strip() == f"Stopped. The same command goes on; checkpoints are in {scratch}"
