@@ -132,9 +132,7 @@ def list_() -> None:
         study = find(name)
         click.echo(f"{name}: {study.title}\n  judges {study.shows}; data: {', '.join(study.data) or 'none'}")
         for profile, reduces in study.profiles.items():
-            named, recorded = _runs(study, profile)
-            done = len(named.keys() & {record.key for record in recorded})
-            click.echo(f"  {profile}: {done} of {len(named)} runs recorded; against the paper: {reduces}")
+            click.echo(f"  {profile}: {_done(*_runs(study, profile))} recorded; against the paper: {reduces}")
 
 
 @main.command(short_help="Run what is not recorded yet of a study, or go on with it.")
@@ -190,11 +188,11 @@ def run(
         raise click.ClickException(_told(error, scratch / "errors.log")) from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    named, recorded = _runs(study, profile)
-    keys = named.keys() & {record.key for record in recorded}
-    done = f"{len(keys)} of {len(named)} runs of {study.name}, {profile}, are recorded in"
+    done = _done(*_runs(study, profile))
     new = f"{len(outcomes)} run now" if outcomes else "there was nothing to do"
-    click.echo(f"{done} {results.store().folder(study.name, profile)}; {new}")
+    click.echo(
+        f"{done} of {study.name}, {profile}, are recorded in {results.store().folder(study.name, profile)}; {new}"
+    )
 
 
 def _told(error: Exception, log: Path) -> str:
@@ -228,12 +226,18 @@ def status(study: Study | None) -> None:
                 click.echo(f"  {line}")
 
 
+def _done(named: dict[str, Any], recorded: Sequence[Record]) -> str:
+    """How many runs are recorded, of how many; further ones may be named when all of these are there."""
+    done = len(named.keys() & {record.key for record in recorded})
+    return f"{done} of {'at least ' if done < len(named) else ''}{len(named)} runs"
+
+
 def _summary(named: dict[str, Any], recorded: Sequence[Record], code: str) -> str:
     """What is known of the records of one profile, in a paragraph."""
     from fop_torch.plan import duration
 
     ours = [record for record in recorded if record.key in named]
-    told = [f"{len(ours)} of {len(named)} runs recorded"]
+    told = [f"{_done(named, recorded)} recorded"]
     if not recorded:
         return told[0]
     if len(recorded) > len(ours):
@@ -267,7 +271,9 @@ def _in_progress(folder: Path, named: dict[str, Any]) -> list[str]:
         except (OSError, ValueError):  # it ended, or beats, just now
             continue
         label = named[path.stem].label if path.stem in named else path.stem
-        state = "running" if silent < SILENT else f"stopped {_ago(silent)} ago; fop run goes on with it"
+        ago = f"{_ago(silent)} ago"
+        # What was killed a moment ago looks as what is running does.
+        state = f"last sign {ago}" if silent < SILENT else f"stopped {ago}; fop run goes on with it"
         lines.append(f"{label}: step {done:,} of {of:,}, {state}")
     return lines
 
@@ -284,7 +290,7 @@ def _ago(seconds: float) -> str:
     "--profile",
     metavar="NAME",
     callback=_checked(lambda name: name and _profile(name)),
-    help="When left out: the best that is recorded, paper before laptop.",
+    help="When left out: the best that is recorded, paper before laptop before smoke.",
 )
 def report(study: Study, profile: str | None) -> None:
     """Print what a study found.
@@ -296,6 +302,7 @@ def report(study: Study, profile: str | None) -> None:
     """  # noqa: D301
     from importlib import import_module
 
+    from fop_torch.results import store
     from fop_torch.studies import recorded
 
     module = f"fop_torch.studies.{study.name}.summary"
@@ -305,7 +312,14 @@ def report(study: Study, profile: str | None) -> None:
         if not module.startswith(error.name or "?"):
             raise
         raise ValueError(f"study: {study.name} has no summary to report") from error
-    click.echo(summary.report(recorded(study.name, profile)))
+    try:
+        records = recorded(study.name, profile)
+    except FileNotFoundError:
+        records = [] if profile else store().load(study.name, "smoke")
+        if not records:
+            raise
+        click.echo("Only smoke is recorded, which shows that everything runs and no more.\n")
+    click.echo(summary.report(records))
 
 
 @main.command(short_help="Show device, versions, data, folders, and costs here.")

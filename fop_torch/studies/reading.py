@@ -40,10 +40,11 @@ def paired(ours: Sequence[Record], theirs: Sequence[Record]) -> None:
     """
     seeds = [{record.config["seed"] for record in group} for group in (ours, theirs)]
     if seeds[0] != seeds[1]:
+        facts = ours[0].facts
         names = [group[0].path.stem.rsplit("-s", 1)[0] for group in (ours, theirs)]
         raise MissingRunsError(
             f"{names[0]} has the seeds {sorted(seeds[0])}, {names[1]} has {sorted(seeds[1])}: runs are compared in "
-            f"pairs; `fop run {ours[0].facts.get('study', '')}` makes what is missing"
+            f"pairs; `fop run {facts.get('study', '')} --profile {facts.get('profile', '')}` makes what is missing"
         )
 
 
@@ -75,6 +76,12 @@ def speed(group: Sequence[Record], level: float) -> np.ndarray:
     """Iterations until each run's test accuracy first reached a level; the last one where it never did, `[runs]`."""
     iterations, values = curves(group, "test_accuracy")
     return np.minimum(first_reach(iterations, values, level), iterations[-1])
+
+
+def reach(group: Sequence[Record], level: float) -> float:
+    """Iterations until the test accuracy first reached a level, mean over the runs; NaN where one never reached it."""
+    reached = first_reach(*curves(group, "test_accuracy"), level)
+    return float(reached.mean()) if np.isfinite(reached).all() else np.nan
 
 
 # ---------------------------------------------------------------------------------------
@@ -111,9 +118,9 @@ def interval(seen: Comparison, digits: int = 2) -> str:
     return f"{seen.mean:+.{digits}f} ({seen.low:+.{digits}f} to {seen.high:+.{digits}f})"
 
 
-def text(table: pd.DataFrame) -> str:
-    """A table as text, five digits a number."""
-    return table.to_string(float_format=lambda number: f"{number:.5g}")
+def text(table: pd.DataFrame, missing: str = "NaN") -> str:
+    """A table as text, five digits a number; `missing` for NaN."""
+    return table.to_string(float_format=lambda number: f"{number:.5g}", na_rep=missing)
 
 
 def told(found: Mapping[str, tuple[Finding, ...]], *claims: str) -> str:
@@ -128,12 +135,15 @@ def told(found: Mapping[str, tuple[Finding, ...]], *claims: str) -> str:
 
 
 def report(sections: Mapping[str, Callable[[], Any]]) -> str:
-    """Sections under their titles; one that needs runs that are missing says which."""
-    parts = []
+    """Sections under their titles; at the end those that need runs that are missing, and which."""
+    parts: list[str] = []
+    missing: dict[str, list[str]] = {}
     for title, write in sections.items():
         try:
-            body = write()
+            parts.append(f"{title}\n{write()}")
         except MissingRunsError as error:
-            body = f"not yet: {error}"
-        parts.append(f"{title}\n{body}")
+            missing.setdefault(str(error), []).append(title)
+    if missing:
+        lines = (f"{'; '.join(titles)}: not yet: {error}" for error, titles in missing.items())
+        parts.append("\n".join(["Not among these runs", *lines]))
     return "\n\n".join(parts)

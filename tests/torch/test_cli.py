@@ -132,7 +132,9 @@ def test_run_records_and_then_has_nothing_to_do(tmp_path: Path) -> None:
 
 def test_run_takes_the_profile_of_the_environment_and_some_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOP_PROFILE", "laptop")
-    assert fop("run", "tiny", "--only", "fop-s1").stdout.startswith("1 of 2 runs of tiny, laptop, are recorded")
+    assert fop("run", "tiny", "--only", "fop-s1").stdout.startswith(
+        "1 of at least 2 runs of tiny, laptop, are recorded"
+    )
     path = next(results.store().folder("tiny", "laptop").glob("fop-s1-*.json"))
     before = path.stat().st_ino
     assert "nothing to do" in fop("run", "tiny", "--only", "fop-s1").stdout
@@ -246,9 +248,9 @@ def test_list() -> None:
     assert fop("list").stdout.splitlines() == [
         "tiny: Two layers on digits",
         "  judges nothing of the paper; data: none",
-        "  smoke: 0 of 4 runs recorded; against the paper: everything",
-        "  laptop: 1 of 2 runs recorded; against the paper: most",
-        "  paper: 0 of 2 runs recorded; against the paper: some",
+        "  smoke: 0 of at least 4 runs recorded; against the paper: everything",
+        "  laptop: 1 of at least 2 runs recorded; against the paper: most",
+        "  paper: 0 of at least 2 runs recorded; against the paper: some",
     ]
 
 
@@ -259,13 +261,13 @@ def test_status_of_what_is_recorded() -> None:
     told = fop("status", "tiny")
     assert told.exit_code == 0
     assert told.stdout.splitlines() == [
-        "tiny, smoke: 2 of 5 runs recorded, 1 of other settings, 1 diverged, 4.5 min in all, "
+        "tiny, smoke: 2 of at least 5 runs recorded, 1 of other settings, 1 diverged, 4.5 min in all, "
         "until 2021-01-02T03:04:05Z",
         "  device: abacus (2 runs); slide rule (1 runs)",
         "  data: digits from a drawer, digest 0123456789abcdef",
         "  code: 1 runs of other code than stands here",
-        "tiny, laptop: 0 of 2 runs recorded",
-        "tiny, paper: 0 of 2 runs recorded",
+        "tiny, laptop: 0 of at least 2 runs recorded",
+        "tiny, paper: 0 of at least 2 runs recorded",
     ]
     assert told.stdout == fop("status").stdout
 
@@ -274,7 +276,7 @@ def test_status_of_what_the_engine_recorded() -> None:
     """The records of a real run hold what the status asks for."""
     assert fop("run", "tiny", "--profile", "paper", "--only", "momentum").exit_code == 0
     lines = fop("status").stdout.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("tiny, paper: 1 of 2 runs recorded, "))
+    start = next(i for i, line in enumerate(lines) if line.startswith("tiny, paper: 1 of at least 2 runs recorded, "))
     assert lines[start + 1].startswith("  device: ")
     assert lines[start + 2 :] == [
         "  data: digits from scikit-learn, digest 0123456789abcdef",
@@ -291,11 +293,10 @@ def test_status_of_what_is_running(tmp_path: Path) -> None:
     os.utime(folder / f"{run_key('tiny', Config('FOP'))}.progress", (hour, hour))
     (folder / "beaten-half-way.progress").write_text("[12", encoding="utf-8")
     lines = fop("status").stdout.splitlines()
-    assert lines[0] == "tiny, smoke: 0 of 4 runs recorded"
-    assert sorted(lines[1:3]) == [
-        "  fop-s0: step 20 of 30,000, stopped 1 h ago; fop run goes on with it",
-        "  momentum-s0: step 1,234 of 30,000, running",
-    ]
+    assert lines[0] == "tiny, smoke: 0 of at least 4 runs recorded"
+    stopped, running = sorted(lines[1:3])
+    assert stopped == "  fop-s0: step 20 of 30,000, stopped 1 h ago; fop run goes on with it"
+    assert re.fullmatch(r"  momentum-s0: step 1,234 of 30,000, last sign [0-9.]+ s ago", running)
     assert lines[3].startswith("tiny, laptop")
 
 
@@ -326,6 +327,8 @@ def test_report_takes_the_best_profile_or_the_one_asked_for(monkeypatch: pytest.
     summary(monkeypatch)
     record(Config("FOP", 0, iterations=60), "laptop")
     assert fop("report", "tiny").stdout == "laptop/fop-s0\n"
+    record(Config())  # smoke, which laptop outranks
+    assert fop("report", "tiny").stdout == "laptop/fop-s0\n"
     record(Config(iterations=300), "paper")
     assert fop("report", "tiny").stdout == "paper/momentum-s0\n"
     assert fop("report", "tiny", "--profile", "laptop").stdout == "laptop/fop-s0\n"
@@ -336,6 +339,14 @@ def test_report_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = fop("report", "tiny")
     assert found.exit_code == 1
     assert re.fullmatch(r"Error: no recorded runs of tiny under .*fop run tiny --profile laptop\n", found.stderr)
+
+
+def test_report_of_smoke_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary(monkeypatch)
+    record(Config())
+    lines = fop("report", "tiny").stdout.splitlines()
+    assert lines == ["Only smoke is recorded, which shows that everything runs and no more.", "", "smoke/momentum-s0"]
+    assert fop("report", "tiny", "--profile", "laptop").exit_code == 1
 
 
 def test_a_study_without_a_summary() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -249,7 +250,13 @@ def test_outcomes_are_the_planted_ones(printed) -> None:
 
 
 def test_a_run_that_never_gets_there_counts_as_the_last_iteration(printed) -> None:
+    """In comparisons; a table says "never" where not every run got there."""
     assert reading.speed(summary.pick(printed, "momentum"), 99.9).tolist() == [20_000.0] * 5
+    some = [record(Config("momentum", seed), replace(PRINTED, end=lambda c: 97.0 - 5 * c.seed)) for seed in range(2)]
+    table = summary.outcomes(some)
+    assert table.loc["momentum", "to 90 %"] == reading.speed(some, 90.0).mean() < 20_000
+    assert np.isnan(table.loc["momentum", "to 95 %"])
+    assert "never" in summary.report(some).split("momentum", 1)[1].splitlines()[0]
 
 
 def test_angles_are_means_ranges_and_shares(printed) -> None:
@@ -292,7 +299,10 @@ def test_missing_runs_are_named(printed, keep: Callable[[dict], bool], message: 
     few = [r for r in printed if keep(r.config)]
     with pytest.raises(MissingRunsError, match=message):
         summary.verdicts(few)
-    assert "not yet: " in summary.report(few)
+    told = summary.report(few)
+    *shown, missing = told.split("\n\n")
+    assert not any("not yet: " in section for section in shown)
+    assert re.search(f"Verdicts, .*: not yet: .*{message}", missing)
 
 
 def test_the_report_tells_every_verdict(printed) -> None:

@@ -36,6 +36,7 @@ from fop_torch.studies.reading import (
     interval,
     number,
     paired,
+    reach,
     speed,
     text,
     told,
@@ -111,7 +112,9 @@ def pick(records: Sequence[Record], method: str, rank: int = 0, **settings: Any)
     group = [r for r in records if all(r.config[key] == value for key, value in wanted.items() if key not in free)]
     if not group:
         said = ", ".join(f"{key} {value:g}" for key, value in ({"rank": rank} | settings).items())
-        raise MissingRunsError(f"no recorded run of {method} ({said}); `fop run mnist` makes what is missing")
+        raise MissingRunsError(
+            f"no recorded run of {method} ({said}); `fop run mnist --profile laptop`, or paper, makes it"
+        )
     return sorted(group, key=lambda record: record.config["seed"])
 
 
@@ -163,14 +166,17 @@ def groups(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def outcomes(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a group of long runs: learning rate, seeds, final test accuracy, iterations to both levels."""
+    """One row a group of long runs: learning rate, seeds, final test accuracy in percent, iterations to both levels.
+
+    NaN for a level that one of the runs never reached.
+    """
     rows = {}
     for name, group in groups(records).items():
         accuracy = final(group)
         rows[name] = {
             "lr": group[0].config["lr"], "seeds": len(group), "accuracy": accuracy.mean(), "lowest": accuracy.min(),
-            "highest": accuracy.max(), f"to {RULES.initial:g} %": speed(group, RULES.initial).mean(),
-            f"to {RULES.fast:g} %": speed(group, RULES.fast).mean(),
+            "highest": accuracy.max(),
+            **{f"to {level:g} %": reach(group, level) for level in (RULES.initial, RULES.fast)},
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -582,7 +588,9 @@ def report(records: Sequence[Record]) -> str:
         "Where it comes from": lambda: "\n".join(
             f"{name}: {fact}" for name, fact in provenance(STUDY, records).items()
         ),
-        "Outcomes": lambda: text(outcomes(records)),
+        "Outcomes: test accuracy in %, iterations to a level of it; never: not by every run": (
+            lambda: text(outcomes(records), "never")
+        ),
         "Angles, FOP 784": lambda: text(angles(pick(records, "FOP", 784))),
         "Angles, frozen 784": lambda: text(angles(pick(records, "frozen", 784))),
         "Step length, condition, trace, FOP 784": lambda: text(sizes(pick(records, "FOP", 784))),
