@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import sys
 import threading
 import time
@@ -69,6 +71,7 @@ def run_one(
     started = time.monotonic()
     if parent not in (0, os.getpid()):
         _end_with(parent)
+    keep_memory()
     key = run_key(study, config)
     folder = scratch / study / profile
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +116,21 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@cache  # once a process
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where its C library is glibc.
+
+    Left alone, that gives large blocks back, and the kernel clears each of their pages when the next step asks again.
+    With them kept, CIFAR-10's laptop runs take 1.2 times as many steps a second of one core, and 7 % more memory, with
+    the same bits (20 and 22 % more steps in two pairs of processes, taken in turns).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        # From malloc.h: M_MMAP_MAX = -4, no block gets a mapping of its own; M_TRIM_THRESHOLD = -1, at -1 never trim.
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)
+        mallopt(-1, -1)
 
 
 def runs(study: Study, profile: str, records: Sequence[Record], only: Sequence[str] = ()) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from fop_torch.studies.study import chosen_profile
 from fop_torch.sweep import SweepError, runs, sweep
 from tests.torch import tiny_study
 from tests.torch.tiny_study import STUDY, Config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +115,49 @@ def _die(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+KEEPING = """
+import hashlib
+import resource
+
+import torch
+from torch import nn
+
+from fop_torch import FOP
+from fop_torch.sweep import keep_memory
+
+
+def run():
+    "Blocks above the 32 MB from which glibc gives back what is freed, whatever came before."
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    optimizer = FOP(model.named_parameters(), lr=0.01, momentum=0.9)
+    x, y = torch.randn(300, 3, 32, 32), torch.randint(10, (300,))
+    for step in range(5):
+        if step == 1:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    print(hashlib.sha256(weights).hexdigest(), faults)
+
+
+run()
+keep_memory()
+run()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to set")
+def test_memory_that_is_kept_saves_the_kernel_work_and_changes_no_bit() -> None:
+    """In a process that has kept none so far."""
+    told = subprocess.run([sys.executable, "-c", KEEPING], cwd=ROOT, capture_output=True, text=True, check=True)
+    (bits, faults), (same, fewer) = (line.split() for line in told.stdout.splitlines())
+    assert bits == same
+    assert int(fewer) < int(faults) / 4
+
+
 COMMAND = """
 from fop_torch import cli
 from fop_torch.studies import MODULES
@@ -126,7 +172,7 @@ cli.main(["run", "tiny", "--profile", "laptop", "--jobs", "2"], prog_name="fop")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_no_worker_outlives_its_command(store, monkeypatch, tmp_path, number, code) -> None:
     """The command ended by `kill`, or by `kill -9`, which it cannot answer, while both workers are at work."""
-    command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=Path(__file__).parents[2])
+    command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=ROOT)
     while len(list((tmp_path / "scratch").rglob("*.failed"))) < 2:
         assert command.poll() is None
         time.sleep(0.1)
