@@ -95,7 +95,7 @@ PROFILE = click.option(
     "--profile",
     metavar="NAME",
     callback=_checked(_profile),
-    help="smoke (seconds), laptop (an evening on two cores) or paper (the paper's settings). "
+    help="smoke (seconds), laptop (what two cores can do; see fop doctor) or paper (the paper's settings). "
     "When left out: FOP_PROFILE, else smoke.",
 )
 
@@ -115,7 +115,8 @@ def main() -> None:
 
     \b
     Environment:
-      FOP_DATA       folder of the data sets        FOP_PROFILE    profile when --profile is left out
+      FOP_DATA       folder of the data sets        FOP_PROFILE    the profile, else smoke
+      FOP_CACHE      folder of downloads            FOP_OFFLINE    if set: download nothing
       FOP_RESULTS    folder of the results          FOP_SCRATCH    folder of checkpoints
     """  # noqa: D301 (click's mark, not an escape)
 
@@ -158,6 +159,8 @@ def run(
     again: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Run what is not recorded yet of a study; the same command goes on where it was stopped.
+
+    A run writes a checkpoint every minute: no more than that is lost.
 
     \b
     Examples:
@@ -395,8 +398,8 @@ def plan(study: Study, profile: str, device: str, precision: str) -> None:
     from fop_torch.plan import plan as planned
 
     named, _ = _runs(study, profile)
-    click.echo(f"{study.name}, {profile}: the runs that can be named now\n")
-    click.echo(planned(study, list(named.values()), device, precision))
+    told = planned(study, list(named.values()), device, precision)
+    click.echo(f"{study.name}, {profile}, as far as its runs can be named now: {told}")
 
 
 def _runs(study: Study, profile: str) -> tuple[dict[str, Any], list[Record]]:

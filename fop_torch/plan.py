@@ -243,7 +243,7 @@ def held(step: Step, precision: str = "fp32") -> int:
 
 
 def plan(study: Study, configs: Sequence[Any], device: str, precision: str = "fp32") -> str:
-    """What the runs would cost on a device, as a table with what it rests on.
+    """What the runs would cost on a device: in a line, then in tables with what they rest on.
 
     Args:
         study: The study.
@@ -277,12 +277,13 @@ def plan(study: Study, configs: Sequence[Any], device: str, precision: str = "fp
             "a run", "all")  # fmt: skip
     fits = "fits" if most <= card.memory else f"DOES NOT FIT into its {card.memory / 1e9:.0f} GB"
     return "\n".join([
+        f"{len(configs)} runs take about {duration(total)} on one {card.title} in {precision}, one after the "
+        f"other; the largest holds {most / 1e9:.2g} GB: {fits}.",
+        "",
         cost.table(head, lines),
         "",
         cost.table(("MB held", *PARTS), states),
         "",
-        f"{len(configs)} runs take about {duration(total)} on one {card.title} in {precision}, one after the "
-        f"other; the largest holds {most / 1e9:.2g} GB: {fits}.",
         f"A step takes the longest of: FLOPs / peak / {EFFICIENCY:g}, bytes / bandwidth, {1e6 * LAUNCH:g} µs for each "
         f"operation. Peak {getattr(card, precision) / 1e12:g} TFLOP/s, bandwidth {card.bandwidth / 1e12:g} TB/s.",
         "GFLOP: forward and backward; update, MB moved: of the optimizer's step, each operation reading and writing "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -71,6 +72,8 @@ def test_help_names_what_there_is() -> None:
     told = " ".join(fop("plan", "--help").output.split())
     assert ", ".join(list(plan.DEVICES)[:-1]) + f" or {list(plan.DEVICES)[-1]}" in told
     assert f"[{'|'.join(plan.PRECISIONS)}]" in told
+    assert "a checkpoint every minute" in " ".join(fop("run", "--help").output.split())
+    assert inspect.signature(Session).parameters["every"].default == 60.0
 
 
 BAD_USAGE = {
@@ -396,7 +399,6 @@ def test_plan() -> None:
     found = fop("plan", "tiny", "--profile", "paper", "--device", "a100", "--precision", "bf16")
     assert found.exit_code == 0
     lines = found.stdout.splitlines()
-    assert lines[0] == "tiny, paper: the runs that can be named now"
+    assert lines[0].startswith("tiny, paper, as far as its runs can be named now: 2 runs take about ")
+    assert "A100 SXM, 80 GB in bf16" in lines[0]
     assert [line.split()[0] for line in lines[3:5]] == ["momentum", "fop"]
-    assert "2 runs take about" in found.stdout
-    assert "A100 SXM, 80 GB in bf16" in found.stdout
