@@ -178,7 +178,7 @@ class Marked:
     Attributes:
         gain: Of the mean accuracy by FOP, in percentage points, `[settings]`.
         deviation: See `pooled`, `[settings]`.
-        marked: Is the gain positive and at least `RULES.deviations` times that? `[settings]`.
+        marked: Is the gain at least `RULES.deviations` times that? `[settings]`.
         p: For each setting, corrected for all of them (max statistic); never below `1 / 2^seeds`. `[settings]`.
         expected: How many settings chance would mark in the mean.
         bound: With confidence `1 - alpha` no more of the marked settings owe it to chance.
@@ -253,7 +253,7 @@ def mark(fop: np.ndarray, alone: np.ndarray) -> Marked:
     gain, deviation = (ours - theirs).mean(-1), pooled(ours, theirs)
     # Rounding must not part equal ratios.
     ratio = np.round(gain / deviation, 9)
-    marked = (ratio >= RULES.deviations) & (gain > 0)
+    marked = ratio >= RULES.deviations
     # That the largest ratio of all settings stays below each setting's own.
     below = np.prod((ratio[:, :, None] < ratio[0]).mean(0), axis=0)
     law = np.ones(1)
@@ -565,7 +565,7 @@ def _more_than_chance(grids: Grids, found: Marked) -> Finding:
     ours, theirs = (each.accuracy for each in pair(grids, "SGD"))
     gain = (ours - theirs).mean(2)
     others = ", ".join(
-        f"of {name} {((gain > 0) & (gain >= RULES.deviations * deviation(ours, theirs))).sum()}"
+        f"of {name} {(gain >= RULES.deviations * deviation(ours, theirs)).sum()}"
         for name, deviation in READINGS.items()
     )
     better = (settings(grids, "SGD")["better"] == "matches").sum()
