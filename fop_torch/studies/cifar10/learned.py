@@ -19,7 +19,7 @@ from scipy import stats
 from fop_torch import FOP
 from fop_torch.results import Record
 from fop_torch.statistics import Comparison, Thresholds, Verdict, compare, judge
-from fop_torch.studies.cifar10.summary import pick
+from fop_torch.studies.cifar10.summary import pick, profile_of
 from fop_torch.studies.reading import ANY, Finding, MissingRunsError, interval, text, told
 
 LAYERS = range(1, 8)
@@ -40,8 +40,11 @@ class Rules:
             positions shuffled in all but this share of the orders.
         determinant: "Near zero": at most so much.
         condition: "Essentially non-invertible": a condition number of at least so much.
-        settled: "Relatively fixed" is a norm that changes by at most this share of its whole change after two thirds.
-        similar: "Similar": a mean correlation of at least so much between two matrices' entries off the diagonal.
+        settled: "Relatively fixed" is a norm that changes by at most this share of its whole change after two thirds;
+            "stable" a step's lengthening that changes by at most this share of itself.
+        similar: "Similar": a mean correlation of at least so much between two matrices' entries off the diagonal. Added
+            when the runs were known: or a cosine of at least so much between their changes P - I, which counts what
+            all entries have in common too. Both readings are judged.
     """
 
     any: Thresholds = ANY
@@ -198,6 +201,13 @@ def similarity(P: np.ndarray) -> np.ndarray:
     return table[np.triu_indices(len(P), 1)]
 
 
+def cosines(changes: np.ndarray) -> np.ndarray:
+    """Cosines between all pairs of matrices `[n, 9, 9]`, taken as vectors."""
+    rows = changes.reshape(len(changes), -1)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+
+
 def depth(values: pd.Series) -> np.ndarray:
     """Spearman's rank correlation of a column of `shapes` with the layer's number, for each seed."""
     each = [(rows.index.get_level_values("layer"), rows) for _, rows in values.groupby("seed")]
@@ -275,6 +285,14 @@ def unsettled(record: Record, layer: int) -> float:
     return float(np.ptp(late) / np.ptp(np.append(size, SIDE)))
 
 
+def drift(record: Record, layer: int) -> float:
+    """By which share the step-length gain changes over the last third, along a straight line fitted to it."""
+    curve = record.curve("gain", str(layer))
+    late = curve[curve.index >= 2 * curve.index[-1] / 3]
+    slope, _ = np.polyfit(late.index, late, 1)
+    return float(abs(slope) * (late.index[-1] - late.index[0]) / late.mean())
+
+
 # ---------------------------------------------------------------------------------------
 # Verdicts
 
@@ -311,7 +329,7 @@ def structure(group: Sequence[Record]) -> tuple[Finding, ...]:
 
 def _as_printed(group: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     found = shapes(group)
-    zeros = np.zeros(len(group))
+    zeros, profile = np.zeros(len(group)), profile_of(group)
 
     def mean(values: pd.Series) -> np.ndarray:
         return values.groupby("seed").mean().to_numpy()
@@ -324,7 +342,9 @@ def _as_printed(group: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     diagonal, off = compare(1 - mean(found["diagonal"]), zeros), compare(mean(found["off"]), zeros)
     across_seeds = np.array([similarity(last(group)[:, i]).mean() for i in range(len(LAYERS))])
     across_layers = np.array([similarity(each).mean() for each in last(group)])
-    rest = {layer: np.mean([unsettled(record, layer) for record in group]) for layer in LAYERS}
+    changes = np.concatenate(last(group)) - np.eye(POSITIONS)
+    rest = {layer: float(np.mean([unsettled(record, layer) for record in group])) for layer in LAYERS}
+    drifts = {layer: float(np.mean([drift(record, layer) for record in group])) for layer in LAYERS}
     shrinks = Finding(
         "the diagonal shrinks", judge(diagonal, "greater", RULES.any), f"by {interval(diagonal, 4)} from 1"
     )
@@ -338,6 +358,7 @@ def _as_printed(group: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
         "text-5-similar-structures": (
             _at_least("across seeds", across_seeds, RULES.similar),
             _at_least("across layers", across_layers, RULES.similar),
+            _at_least("as directions of P - I, across both", cosines(changes), RULES.similar),
         ),
         "text-5-norm-shift": (shrinks, grows, deeper("the diagonal shrinks more in higher layers", -found["diagonal"])),
         "fig-5-stronger-higher-layers": (
@@ -357,11 +378,12 @@ def _as_printed(group: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
             _all_layers("eigenvalues small", found["largest"], found["largest"] < 1),
         ),
         "text-6-two-thirds": (
-            Finding(
-                f"norm within {RULES.settled:.0%} of its whole change after two thirds",
-                "matches" if max(rest.values()) <= RULES.settled else "differs",
-                "share of the change in the last third, by layer: " + ", ".join(f"{v:.0%}" for v in rest.values()),
-            ),
+            _settled(f"norm within {RULES.settled:.0%} of its whole change after two thirds",
+                     "share of the change in the last third", rest, profile),
+        ),
+        "text-6-lr-stabilizes": (
+            _settled(f"steps' lengthening within {RULES.settled:.0%} after two thirds",
+                     "change of |G P| / |G| in the last third", drifts, profile),
         ),
     }  # fmt: skip
 
@@ -370,9 +392,10 @@ def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     """What makes the structure; the rows that these judge were worded when the first seed's runs were known."""
     printed, flipped = pick(records, "FOP"), pick(records, "flipped")
     zeros = np.zeros(len(printed))
-    grown = {name: along_common(pick(records, *key)) for name, key in PROBES.items()}
+    names = ("FOP", "flipped", *OTHER_RULES, "velocity", "shuffled")
+    grown = {name: along_common(pick(records, *PROBES[name])) for name in names}
     below = compare(1 - shapes(flipped)["diagonal"].groupby("seed").mean(), zeros)
-    first, late = agreement(printed, slice(0, 1)), agreement(printed, slice(-3, None))
+    late = agreement(printed, slice(-3, None))
     variances = {
         name: compare([np.mean([whitening_of_gradients(r, layer) for layer in LAYERS]) for r in group], zeros)
         for name, group in (("FOP", printed), ("flipped", flipped))
@@ -391,7 +414,6 @@ def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
             _signed("smaller along what all positions have in common, by", _minus(grown["flipped"])),
         ),
         "ours-cifar-agreement": (
-            _signed("at first", first),
             _signed("in the last three intervals", late),
         ),
         "ours-cifar-covariance": (
@@ -406,10 +428,18 @@ def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
         ),
         "ours-cifar-other-rules": tuple(
             _signed(f"{name}: P grows along what all positions have in common, by", grown[name])
-            for name in ("velocity", "plain M", "FOP-norm", "FOP, 5e-4")
+            for name in OTHER_RULES
+        ),
+        "ours-cifar-velocity": (
+            *structure(pick(records, "velocity")),
+            _signed("smaller along what all positions have in common, by", _minus(grown["velocity"])),
         ),
         "ours-cifar-shuffled": (_signed("with labels by chance, by", grown["shuffled"]),),
     }  # fmt: skip
+
+
+#: Rules for M that could have turned the direction, by their names in `PROBES`.
+OTHER_RULES = ("plain M", "FOP-norm")
 
 
 def along_common(group: Sequence[Record]) -> Comparison:
@@ -437,6 +467,15 @@ PROBES: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+def _settled(what: str, measured: str, by_layer: Mapping[int, float], profile: str) -> Finding:
+    """Of the paper's 150 epochs; a shorter training decides nothing about them."""
+    verdict: Verdict = "matches" if max(by_layer.values()) <= RULES.settled else "differs"
+    told = f"{measured}, by layer: " + ", ".join(f"{v:.0%}" for v in by_layer.values())
+    if profile == "paper":
+        return Finding(what, verdict, told)
+    return Finding(what, "undecided", f"{told}; a training of another length")
+
+
 def _whole(what: str, holds: pd.Series) -> Finding:
     return Finding(what, "matches" if holds.all() else "differs", f"{holds.mean():.0%} of the matrices")
 
@@ -454,7 +493,7 @@ def _at_least(what: str, values: np.ndarray, least: float) -> Finding:
     return Finding(
         what,
         verdict,
-        f"correlation of the entries off the diagonal {values.mean():.2f} ({values.min():.2f} to {values.max():.2f})",
+        f"mean correlation or cosine {values.mean():.2f} ({values.min():.2f} to {values.max():.2f})",
     )
 
 
