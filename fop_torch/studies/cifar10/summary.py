@@ -136,10 +136,10 @@ def outcomes(records: Sequence[Record]) -> pd.DataFrame:
         accuracy = final(group)
         rows[name] = {
             "seeds": len(group), "accuracy": accuracy.mean(), "sd": accuracy.std(ddof=1) if len(group) > 1 else np.nan,
-            "train loss": final(group, "train_loss").mean(),
-            f"epochs to {level:g} %": epochs_to(group, level).mean(),
-            f"epochs to loss {loss:g}": epochs_to(group, loss, "train_loss").mean(),
-            f"s to {level:g} %": seconds_to(group, level).mean(),
+            "loss": final(group, "train_loss").mean(),
+            f"to {level:g} %": epochs_to(group, level).mean(),
+            f"to loss {loss:g}": epochs_to(group, loss, "train_loss").mean(),
+            "seconds": seconds_to(group, level).mean(),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
