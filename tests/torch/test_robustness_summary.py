@@ -86,12 +86,9 @@ def record(c: Config, world: World) -> Record:
 @cache
 def planted(world: World) -> list[Record]:
     """Every run of the laptop profile: those that can be named only when others are known, too."""
-    found: dict[str, Record] = {}
-    while True:
-        new = [c for c in runs("laptop", list(found.values())) if run_key("robustness", c) not in found]
-        if not new:
-            return list(found.values())
-        found |= {run_key("robustness", c): record(c, world) for c in new}
+    main = [record(c, world) for c in runs("laptop")]
+    known = {r.key for r in main}
+    return main + [record(c, world) for c in runs("laptop", main) if run_key("robustness", c) not in known]
 
 
 def shown(records: list[Record]) -> dict[str, list[str]]:
@@ -136,6 +133,19 @@ WORLDS: dict[str, tuple[World, dict[str, list[str]]]] = {
             "text-4-3-adam-smaller": ["matches", "differs"],
             "text-4-3-adam-moments": ["differs"],
             "ours-robustness-matched": ["matches", "undecided"],
+        },
+    ),
+    # The corrected hypergradient helps, but there is no difference to SGD that it could explain.
+    "worse everywhere": (
+        World(lambda c: alone(c) + (5 * (c.method == "corrected") - 3) * fop(c, c.base) * (alone(c) > 15)),
+        {
+            "fig-3-one-standard-deviation": ["differs"],
+            "text-4-3-wide-array": ["differs"],
+            "fig-3-improves-robustness": ["differs"] * 2 + ["matches"] * 2,
+            "fig-3-adam-top-improved": ["differs", "differs"],
+            "text-4-3-adam-smaller": ["differs", "differs"],
+            "text-4-3-adam-moments": ["undecided"],
+            "ours-robustness-corrected": ["matches"],
         },
     ),
     "high corner": (
@@ -261,17 +271,17 @@ def drawn(rng: np.random.Generator, gain: np.ndarray) -> tuple[np.ndarray, np.nd
 def test_chance_is_called_chance() -> None:
     """With no effect at all, p < 0.05 comes out in 5 % of the grids or less: a count of marks comes in coarse steps."""
     rng = np.random.default_rng(0)
-    found = [summary.mark(*drawn(rng, np.zeros(20))) for _ in range(1500)]
+    found = [summary.mark(*drawn(rng, np.zeros(20))) for _ in range(1000)]
     p = np.array([each.p_count for each in found])
-    # Twice the standard error of a share of 1,500 is 0.011.
+    # Twice the standard error of a share of 1,000 is 0.014.
     for alpha in (0.05, 0.2):
-        assert 0.3 * alpha < (p < alpha).mean() < alpha + 0.011
-    assert np.mean([each.real > 0 for each in found]) < 0.05 + 0.011
+        assert 0.3 * alpha < (p < alpha).mean() < alpha + 0.014
+    assert np.mean([each.real > 0 for each in found]) < 0.05 + 0.014
     assert np.mean([each.count for each in found]) == pytest.approx(
         np.mean([each.expected for each in found]), rel=0.05
     )
     # The smallest p of twenty settings is corrected for their number.
-    assert np.mean([each.p.min() < 0.2 for each in found]) < 0.2 + 0.021
+    assert np.mean([each.p.min() < 0.2 for each in found]) < 0.2 + 0.026
 
 
 def test_the_bound_holds_among_true_effects() -> None:
@@ -279,11 +289,11 @@ def test_the_bound_holds_among_true_effects() -> None:
     rng = np.random.default_rng(2)
     gain = np.repeat([6.0, 0.0], 10)
     held, real = [], []
-    for _ in range(600):
+    for _ in range(400):
         found = summary.mark(*drawn(rng, gain))
         held.append(found.marked[10:].sum() <= found.bound)
         real.append(found.real)
-    assert np.mean(held) > 0.95 - 0.018
+    assert np.mean(held) > 0.95 - 0.022
     assert np.mean(real) > 2
 
 
@@ -338,6 +348,14 @@ def test_tables_are_the_planted_ones() -> None:
     assert list(whole["fails in"]) == [6, 6, 4, 4]
     assert list(whole["of"]) == [20, 20, 9, 9]
     assert summary.top(grids).lrs == (1e-3,)
+    # Six settings of SGD and four of Adam in which nothing trains don't dilute the gain.
+    np.testing.assert_allclose(summary.typical(grids, "SGD"), 5, atol=0.02)
+    np.testing.assert_allclose(summary.typical(grids, "Adam"), 0, atol=0.02)
+
+
+def test_the_corner_is_that_of_the_rules() -> None:
+    found = summary.corner(Grids(planted(replace(CORNER, noise=0.0))))
+    assert found["there"].mean == found["more than elsewhere"].mean == pytest.approx(6, abs=0.01)
 
 
 def test_a_diverged_run_counts_as_chance_and_so_does_its_control() -> None:
@@ -369,7 +387,14 @@ def test_missing_runs_are_named(what: str) -> None:
     few = [r for r in planted(NOTHING) if keep(r.config)]
     with pytest.raises(MissingRunsError, match=message):
         summary.verdicts(few)
-    assert f"not yet: {message}" in summary.report(few)
+
+
+def test_a_report_of_few_runs_says_what_is_missing() -> None:
+    few = [r for r in planted(NOTHING) if r.config["method"] != "corrected"]
+    told = summary.report(few)
+    assert "not yet: no recorded run of corrected with Adam" in told
+    assert "text-4-3-gap-grows" in told
+    assert "text-4-3-adam-smaller" not in told
 
 
 def test_the_report_tells_every_verdict() -> None:

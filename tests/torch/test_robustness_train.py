@@ -173,25 +173,26 @@ def test_a_step_of_each_kind_can_be_planned() -> None:
 # Trained
 
 
-def test_the_smoke_runs_and_a_control_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_smoke_runs_and_a_control_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOP_DATA", raising=False)
     monkeypatch.setenv("FOP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FOP_OFFLINE", "1")
     assert find("robustness") is STUDY
     store, scratch = Store(tmp_path / "results"), tmp_path / "scratch"
-    sweep(STUDY, "smoke", store=store, scratch=scratch, quiet=True)
+    few = ("sgd-momentum-lr0.05", "sgd-fop-lr0.05")
+    sweep(STUDY, "smoke", store=store, scratch=scratch, quiet=True, only=few)
     records = store.load("robustness", "smoke")
-    assert {r.key for r in records} == {run_key("robustness", c) for c in runs("smoke")}
+    assert {r.key for r in records} == {run_key("robustness", c) for c in runs("smoke") if c.label.startswith(few)}
     grids = summary.Grids(records)
     for method in ("momentum", "FOP"):
         found = grids["SGD", method]
-        assert found[:3] == (MOMENTA[1:3], LRS[2:4], (0,))
+        assert found[:3] == (MOMENTA[1:3], LRS[2:3], (0,))
     for each in records:
         assert each.curve("test_accuracy").index.tolist() == [0, 40]
         assert each.curve("train_loss").index.tolist() == list(range(2, 41, 2))
         assert can_be_followed(each) == (each.config["method"] == "FOP")
     # FOP began as momentum did, and went its own way.
-    begun = {r.config["method"]: r for r in records if (r.config["lr"], r.config["momentum"]) == (0.05, 0.5)}
+    begun = {r.config["method"]: r for r in records if r.config["momentum"] == 0.5}
     losses = [begun[method].curve("train_loss") for method in ("momentum", "FOP")]
     assert losses[0].iloc[0] == losses[1].iloc[0]
     assert losses[0].iloc[-1] != losses[1].iloc[-1]

@@ -102,9 +102,13 @@ def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
 
 def _matched(followed: Sequence[Config], records: Sequence[Record]) -> list[Config]:
     """The control of each FOP run that is recorded and can be followed."""
-    known = {record.key for record in records if can_be_followed(record)}
+    known = {record.key: record for record in records}
     keys = {config: run_key(STUDY.name, config) for config in followed}
-    return [replace(config, method="matched", gains=key) for config, key in keys.items() if key in known]
+    return [
+        replace(config, method="matched", gains=key)
+        for config, key in keys.items()
+        if key in known and can_be_followed(known[key])
+    ]
 
 
 def can_be_followed(record: Record) -> bool:
