@@ -282,6 +282,10 @@ def test_an_image_is_cropped_anew_in_each_epoch(folder: Path, tmp_path: Path) ->
             torch.testing.assert_close(inputs[place], (pixels - mean) / deviation, rtol=0, atol=1e-5)
             assert targets[place] == label == index // TRAIN
             assert not torch.equal(pixels, images[step // 3 + 1, index][0])
+    files = imagefolder.read(folder).train
+    keys = [(epoch, index) for epoch in range(2) for index in range(3)]
+    drawn = [imagefolder.Decoded(files, lambda image: torch.rand(1), seed)[key][0] for seed in range(2) for key in keys]
+    assert len(set(map(float, drawn))) == 12
 
 
 def test_a_test_image_is_the_centre(folder: Path, tmp_path: Path) -> None:
