@@ -72,16 +72,26 @@ def final(group: Sequence[Record], name: str = "test_accuracy", diverged: float 
     return np.array([diverged if r.status == "diverged" else r.curve(name).iloc[-1] for r in group])
 
 
-def speed(group: Sequence[Record], level: float) -> np.ndarray:
-    """Iterations until each run's test accuracy first reached a level; the last one where it never did, `[runs]`."""
-    iterations, values = curves(group, "test_accuracy")
-    return np.minimum(first_reach(iterations, values, level), iterations[-1])
+#: What falls while a network learns; what is measured besides rises.
+FALLING = ("train_loss",)
 
 
-def reach(group: Sequence[Record], level: float) -> float:
-    """Iterations until the test accuracy first reached a level, mean over the runs; NaN where one never reached it."""
-    reached = first_reach(*curves(group, "test_accuracy"), level)
-    return float(reached.mean()) if np.isfinite(reached).all() else np.nan
+def reached(group: Sequence[Record], level: float, name: str = "test_accuracy") -> np.ndarray:
+    """Iterations until each run's curve first reached a level; infinity where it never did, `[runs]`."""
+    iterations, values = curves(group, name)
+    sign = -1 if name in FALLING else 1
+    return first_reach(iterations, sign * values, sign * level)
+
+
+def speed(group: Sequence[Record], level: float, name: str = "test_accuracy") -> np.ndarray:
+    """As `reached`, but the last iteration where a run never reached the level, `[runs]`."""
+    return np.minimum(reached(group, level, name), group[0].config["iterations"])
+
+
+def reach(group: Sequence[Record], level: float, name: str = "test_accuracy") -> float:
+    """Iterations until a curve first reached a level, mean over the runs; NaN where one never reached it."""
+    found = reached(group, level, name)
+    return float(found.mean()) if np.isfinite(found).all() else np.nan
 
 
 # ---------------------------------------------------------------------------------------

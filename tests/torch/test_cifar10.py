@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -18,6 +17,7 @@ from fop_torch.studies.cifar10.learned import LAYERS, ONES
 from fop_torch.studies.cifar10.train import EPOCH, Config, runs
 from fop_torch.studies.reading import Finding, MissingRunsError
 from fop_torch.studies.vision import entries
+from tests.torch import planted as planting
 
 matplotlib.use("Agg")
 
@@ -89,22 +89,11 @@ def record(c: Config, world: World) -> Record:
             rows.append((int(step), str(layer), "gain", 1 + 0.1 * t))
             for name, matrix in (("P", P), ("C", C), ("X", X)):
                 rows += [(int(step), str(layer), entry, value) for entry, value in entries(name, matrix).items()]
-    facts = {
-        "ended": "2025-01-01T00:00:00Z", "device": "none", "versions": {"torch": "2"}, "seconds": 1.0,
-        "data": {"name": "planted", "source": "here", "digest": "0"}, "code_digest": "0",
-    }  # fmt: skip
-    made = Record(Path(f"{c.label}-{key}.json"), key, asdict(c), "finished", facts)
-    made.__dict__["metrics"] = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    return made
+    return planting.record("cifar10", c, rows)
 
 
 def planted(world: World) -> list[Record]:
-    found: dict[str, Record] = {}
-    while True:
-        new = [c for c in runs("laptop", list(found.values())) if run_key("cifar10", c) not in found]
-        if not new:
-            return list(found.values())
-        found |= {run_key("cifar10", c): record(c, world) for c in new}
+    return planting.every_run(runs, "laptop", lambda c: record(c, world))
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +118,9 @@ def test_a_world_as_printed_matches_every_claim(printed) -> None:
     found = summary.verdicts(printed) | learned.verdicts(printed)
     wrong = {
         claim: findings for claim, findings in found.items()
-        if claim.startswith(("text-4", "text-5"))
-        if said(findings) != {"matches"}
+        if claim.startswith(("text-4", "text-5")) and said(findings) != {"matches"}
     }  # fmt: skip
-    assert wrong == {}
+    assert set(wrong) == {"text-5-near-zero-determinant"}  # of another length: the next test
     assert said(found["fig-5-eigenvalues-shift"]) == {"matches"}
     # With one pattern for all layers, entries cannot be more negative and eigenvalues more uniform in the deeper ones.
     assert [each.verdict for each in found["fig-5-stronger-higher-layers"]] == ["differs", "matches"]
@@ -140,11 +128,36 @@ def test_a_world_as_printed_matches_every_claim(printed) -> None:
 
 def test_a_world_of_common_modes_contradicts_figure_5(ones) -> None:
     found = learned.verdicts(ones)
-    for claim in ("text-5-whitening", "text-5-norm-shift", "text-5-near-zero-determinant"):
+    for claim in ("text-5-whitening", "text-5-norm-shift"):
         assert "differs" in said(found[claim]), claim
     for claim in ("ours-cifar-ones", "ours-cifar-covariance", "ours-cifar-agreement", "ours-cifar-noise-alone"):
         assert said(found[claim]) == {"matches"}, claim
-    assert found["ours-cifar-flipped"][0].verdict == "matches"
+    # All entries off the diagonal are alike there, so that neighbours are not told from the rest.
+    verdicts = [each.verdict for each in found["ours-cifar-flipped"]]
+    assert verdicts == ["matches", "matches", "undecided", "matches", "matches", "matches"]
+
+
+@pytest.mark.parametrize("width", [12, 96])
+def test_what_150_epochs_lead_to_is_judged_at_the_papers_scale_alone(printed, ones, width: int) -> None:
+    claims = ("text-5-near-zero-determinant", "text-6-two-thirds", "text-6-lr-stabilizes")
+    told = []
+    for world in (printed, ones):
+        group = [replace(r, config=r.config | {"width": width}) for r in summary.pick(world, "FOP")]
+        for copy, run in zip(group, summary.pick(world, "FOP"), strict=True):
+            copy.__dict__["metrics"] = run.metrics
+        found = learned._as_printed(group)
+        told.append([said(found[claim]) for claim in claims])
+    if width == 12:
+        assert told == [[{"undecided"}] * 3] * 2
+    else:
+        assert told == [[{"matches"}] * 3, [{"differs"}, {"matches"}, {"matches"}]]
+
+
+def test_fop_is_later_than_three_controls_where_that_is_planted(ones) -> None:
+    """Planted by the halfway time; with all methods alike it is not said."""
+    assert "matches" not in said(summary.verdicts(ones)["ours-cifar-later"])
+    slow = planted(replace(ONES_WORLD, halfway=lambda c: 3.0 if c.method == "FOP" else 1.0))
+    assert said(summary.verdicts(slow)["ours-cifar-later"]) == {"matches"}
 
 
 def test_where_nothing_differs_nothing_is_claimed(ones) -> None:
@@ -185,7 +198,8 @@ def test_shape_of_a_matrix_by_hand() -> None:
     found = learned.shape(P)
     assert (found.common, found.rest, found.largest, found.smallest) == pytest.approx((3, 1, 3, 1))
     assert (found.diagonal, found.off) == pytest.approx((1 + 2 / 9, 2 / 9))
-    assert (found.determinant, found.condition, found.p) == pytest.approx((3, 3, 1))
+    assert (found.determinant, found.condition, found.p, found.along) == pytest.approx((3, 3, 1, 1))
+    assert learned.shape(np.eye(9) + np.diag([0.0] * 8 + [1.0])).along == pytest.approx(1 / 81)
     near = learned.shape(np.eye(9) - 0.1 * NEIGHBOURS)
     assert (near.neighbours, near.wrapped) == pytest.approx((-0.1, 0))
     assert near.p < 0.01
@@ -249,7 +263,8 @@ def test_drift_of_the_steps_lengthening(printed) -> None:
     assert learned.drift(run, 1) == pytest.approx(0.03 / 1.085, rel=0.01)
     rests = {layer: learned.drift(run, layer) for layer in LAYERS}
     for factor, profile, verdict in ((1, "paper", "matches"), (10, "paper", "differs"), (1, "laptop", "undecided")):
-        found = learned._settled("", "", {layer: factor * rest for layer, rest in rests.items()}, profile)
+        found = learned._settled("", "", {layer: factor * rest for layer, rest in rests.items()})
+        found = summary.at_length(profile, found)
         assert found.verdict == verdict
 
 
@@ -260,6 +275,10 @@ def test_epochs_and_seconds_to_a_level(printed) -> None:
     assert epochs == pytest.approx(-1.5 * np.log2(1 - 0.8 * (1 - 0.5 ** (5 / 1.5))), abs=0.15)
     assert summary.seconds_to([run], 40)[0] == pytest.approx(epochs * EPOCH / 10)
     assert summary.epochs_to([run], 60)[0] == 5
+    assert np.isnan(summary.seconds_to([run], 60)[0])
+    assert np.isnan(summary.reach([run], 60))
+    # The planted training loss falls to 1.3, and passes 1.6 where 70 % of the way are done.
+    assert summary.epochs_to([run], 1.6, "train_loss")[0] == pytest.approx(summary.epochs_to([run], 35)[0], abs=0.15)
 
 
 def test_missing_runs_are_named_and_the_rest_is_told(printed) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 
 from fop_theory.angles import widest_angle
-from fop_torch.results import COLUMNS, Record, run_key
+from fop_torch.results import Record, run_key
 from fop_torch.studies import reading
 from fop_torch.studies.mnist import figures, summary
 from fop_torch.studies.mnist.summary import LAYERS, RULES
 from fop_torch.studies.mnist.train import RANKS, Config, runs
 from fop_torch.studies.reading import MissingRunsError
+from tests.torch import planted as planting
 
 matplotlib.use("Agg")
 
@@ -93,23 +92,12 @@ def record(c: Config, world: World) -> Record:
             log("trace", np.linspace(1000, 1001, len(steps)), str(layer))
         log("promised", np.linspace(0, promised, len(steps)))
         log("trace", 2.7 + np.linspace(0, grown, len(steps)))
-    facts = {
-        "ended": "2025-01-01T00:00:00Z", "device": "none", "versions": {"torch": "2"}, "seconds": 1.0,
-        "data": {"name": "planted", "source": "here", "digest": "0"}, "code_digest": "0",
-    }  # fmt: skip
-    made = Record(Path(f"{c.label}-{key}.json"), key, asdict(c), "finished", facts)
-    made.__dict__["metrics"] = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    return made
+    return planting.record("mnist", c, rows)
 
 
 def planted(world: World) -> list[Record]:
     """Every run of the paper's profile, in that world."""
-    found: dict[str, Record] = {}
-    while True:
-        new = [c for c in runs("paper", list(found.values())) if run_key("mnist", c) not in found]
-        if not new:
-            return list(found.values())
-        found |= {run_key("mnist", c): record(c, world) for c in new}
+    return planting.every_run(runs, "paper", lambda c: record(c, world))
 
 
 @pytest.fixture(scope="module")

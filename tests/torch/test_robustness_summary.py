@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 
-from fop_torch.results import COLUMNS, Record, run_key
+from fop_torch.results import Record, run_key
 from fop_torch.studies.reading import MissingRunsError
 from fop_torch.studies.robustness import figures, summary
 from fop_torch.studies.robustness.summary import RULES, Grids
 from fop_torch.studies.robustness.train import ADAM_LRS, LAYERS, LRS, METHODS, MOMENTA, Config, runs
+from tests.torch import planted as planting
 
 matplotlib.use("Agg")
 
@@ -74,21 +73,12 @@ def record(c: Config, world: World) -> Record:
         rows.append((c.iterations, "", "test_accuracy", float(measured)))
     if c.method in ("FOP", "corrected"):
         rows += [(step, str(part), "gain", world.length(c)) for step in (20, 400) for part in range(1, LAYERS + 1)]
-    facts = {
-        "data": {"name": "planted", "source": "here", "digest": "0"}, "ended": "2020-01-01T00:00:00Z", "seconds": 1.0,
-        "device": "none", "versions": {"torch": "none"}, "code_digest": "none",
-    }  # fmt: skip
-    made = Record(Path(f"{c.label}-{key}.json"), key, asdict(c), "finished" if np.isfinite(end) else "diverged", facts)
-    made.__dict__["metrics"] = pd.DataFrame(rows, columns=list(COLUMNS))
-    return made
+    return planting.record("robustness", c, rows, "finished" if np.isfinite(end) else "diverged")
 
 
 @cache
 def planted(world: World) -> list[Record]:
-    """Every run of the laptop profile: those that can be named only when others are known, too."""
-    main = [record(c, world) for c in runs("laptop")]
-    known = {r.key for r in main}
-    return main + [record(c, world) for c in runs("laptop", main) if run_key("robustness", c) not in known]
+    return planting.every_run(runs, "laptop", lambda c: record(c, world))
 
 
 def shown(records: list[Record]) -> dict[str, list[str]]:
