@@ -6,16 +6,20 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from fop_torch.studies.study import Study
 
 #: Operations that write a tensor without reading what it held.
 OVERWRITE = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")
@@ -117,6 +121,51 @@ def low_rank_flops(m: int, n: int, k: int) -> int:
 def layer_flops(m: int, n: int, batch: int) -> int:
     """Floating-point operations of forward and backward through an `[n, m]` layer: `6 m n` for each example."""
     return 6 * m * n * batch
+
+
+class Added(NamedTuple):
+    """What an optimizer adds to a step of training, as shares of what momentum's takes; counted, not timed.
+
+    Attributes:
+        products: Floating-point operations of matrix products and convolutions.
+        memory: Bytes held: parameters, gradients, the optimizer's state, what the forward pass keeps for the backward.
+    """
+
+    products: float
+    memory: float
+
+
+def added(study: Study, config: Any) -> Added:
+    """Count what the method of a run adds to momentum.
+
+    Forward and backward pass are counted on two inputs of the run's size, and scaled to its batch. `plan.count` counts
+    the same on tensors without numbers, at the run's own batch.
+
+    Args:
+        study: A study on images.
+        config: Of one of its runs.
+    """
+    model, optimizer, inputs, targets = study.setup(replace(config, batch=2), "cpu")
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def learn() -> None:
+        loss = nn.functional.cross_entropy(model(torch.randn(inputs)), torch.zeros(targets, dtype=torch.int64))
+        loss.backward()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _, learned = watch(learn)
+    for _ in range(2):  # the states are made
+        optimizer.step()
+    _, stepped = watch(optimizer.step)
+    parameters = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
+    activations = sum(size for key, size in kept.items() if key not in parameters) * config.batch / 2
+    state, own = optimizer.memory_usage(), sum(parameters.values())  # type: ignore[attr-defined]
+    plain = 2 * own + state["base"] + activations
+    return Added(stepped / (learned * config.batch / 2), (sum(state.values()) - state["base"]) / plain)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
