@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from fop_torch.results import COLUMNS, Record, run_key
+from fop_torch.studies import figure2, reading
 from fop_torch.studies.cifar10 import figures, learned, summary
 from fop_torch.studies.cifar10.learned import LAYERS, ONES
 from fop_torch.studies.cifar10.train import EPOCH, Config, runs
@@ -264,7 +265,7 @@ def test_drift_of_the_steps_lengthening(printed) -> None:
     rests = {layer: learned.drift(run, layer) for layer in LAYERS}
     for factor, profile, verdict in ((1, "paper", "matches"), (10, "paper", "differs"), (1, "laptop", "undecided")):
         found = learned._settled("", "", {layer: factor * rest for layer, rest in rests.items()})
-        found = summary.at_length(profile, found)
+        found = figure2.at_length(profile, found)
         assert found.verdict == verdict
 
 
@@ -273,10 +274,10 @@ def test_epochs_and_seconds_to_a_level(printed) -> None:
     (run,) = [r for r in printed if r.config["method"] == "momentum" and r.config["seed"] == 0]
     epochs = summary.epochs_to([run], 40)[0]
     assert epochs == pytest.approx(-1.5 * np.log2(1 - 0.8 * (1 - 0.5 ** (5 / 1.5))), abs=0.15)
-    assert summary.seconds_to([run], 40)[0] == pytest.approx(epochs * EPOCH / 10)
+    assert figure2.seconds_to([run], 40)[0] == pytest.approx(epochs * EPOCH / 10)
     assert summary.epochs_to([run], 60)[0] == 5
-    assert np.isnan(summary.seconds_to([run], 60)[0])
-    assert np.isnan(summary.reach([run], 60))
+    assert np.isnan(figure2.seconds_to([run], 60)[0])
+    assert np.isnan(reading.reach([run], 60))
     # The planted training loss falls to 1.3, and passes 1.6 where 70 % of the way are done.
     assert summary.epochs_to([run], 1.6, "train_loss")[0] == pytest.approx(summary.epochs_to([run], 35)[0], abs=0.15)
 
