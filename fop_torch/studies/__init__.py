@@ -19,6 +19,7 @@ MODULES = {
     "cifar10": "fop_torch.studies.cifar10.train",
     "imagenet": "fop_torch.studies.imagenet.train",
     "robustness": "fop_torch.studies.robustness.train",
+    "bipedal": "fop_torch.studies.bipedal.train",
 }
 
 

@@ -1,0 +1,487 @@
+"""Figure 4: which runs, and how one is trained.
+
+Appendix A.5 gives the limit of 2000 steps, the network, PPO-Clip after OpenAI Baselines, full-rank FOP on all layers,
+learning rates and the minibatch. "3-layer" with a "hidden size" leaves open how many hidden layers there are: two here,
+the 24-40-40-4 of the walker's controllers in the authors' other work of that year (POET), with the value's own layer
+on the second. All else is a choice, see `Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+# Not "from fop_torch.studies": a study that is added there would change the digest of this one's code.
+import fop_torch.studies.vision as vision
+from fop_torch import FOP
+from fop_torch.results import Record, run_key
+from fop_torch.studies.mnist.train import Lengthen
+from fop_torch.studies.study import Study
+from fop_torch.training import Session
+
+if TYPE_CHECKING:
+    from fop_torch.studies.bipedal.ppo import Lean
+    from fop_torch.studies.bipedal.walker import Walker
+
+FLAT, HARDCORE = "BipedalWalker-v3", "BipedalWalkerHardcore-v3"
+#: The methods, each with its learning rate in the paper; those that the paper lacks have that of their kind. "matched":
+#: momentum with steps as long as FOP's, layer by layer; "frozen": FOP with a random M that never learns.
+METHODS = {"FOP": 3e-4, "momentum": 3.5e-4, "Adam": 3e-4, "S-HD": 3e-4, "matched": 3e-4, "frozen": 3e-4}
+#: Methods with a preconditioner.
+LEARNING = ("FOP", "S-HD", "frozen")
+#: The learning rates of the search: the paper's range is the first three; it goes on where plain SGD needs more.
+LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+#: Adam's search ends earlier: its steps do not shrink with the gradient.
+ADAM_LRS = LRS[:5]
+#: What the paper does not give for this task: FOP's rate of M below the 1e-4 of its other experiments.
+HYPER_LRS = (1e-5, 1e-6)
+#: Layers with a weight: two hidden ones, the actions', the value's.
+LAYERS = 4
+#: Environment steps of a PPO step, and passes over them: the defaults of Baselines' `ppo2.learn` for what is not MuJoCo
+#: or Atari, as the walker. 2048 is also its MuJoCo setting and Stable-Baselines3's; passes are 10 in these two.
+STEPS, EPOCHS = 2048, 4
+#: PPO steps of a run of each profile: flat, hardcore and the search.
+LENGTHS = {"laptop": (200, 200, 60), "paper": (5_000, 7_000, 600)}
+#: Seeds of each profile: flat, hardcore and the search.
+SEEDS = {"laptop": (5, 3, 2), "paper": (10, 5, 3)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one run.
+
+    A PPO step, the unit of Figure 4's axis, is taken to be one round of Baselines' loop: `STEPS` steps of the
+    environment, then `epochs` passes over them. Observations and rewards are as the environment gives them: Baselines'
+    runner normalises for MuJoCo alone. The rest is Baselines' and Stable-Baselines3's common default: clip 0.2, lambda
+    0.95, gamma 0.99, value coefficient 0.5, no entropy bonus, gradients clipped to a norm of 0.5 before the optimizer,
+    and so FOP, sees them, orthogonal first weights, log deviations from 0. The value is not clipped: Baselines clips
+    its change to 0.2, which rewards as large as these would hold up.
+
+    Attributes:
+        method: A name of `METHODS`.
+        seed: Of the first weights, the episodes, the noise and M; the same for all methods, so that runs are paired.
+        terrain: `FLAT` or `HARDCORE`.
+        lr: Learning rate.
+        hyper_lr: Of Adam on M; open in the paper, so its 1e-4 of CIFAR-10.
+        form: Of FOP's P. `"dense"`, M M^T from I, is Section 2's; `"low_rank"`, I + M M^T, is Appendix A.4's for large
+            layers, which these are not, taken at full rank.
+        momentum: Of SGD; A.5 doesn't give it, 0.9 as elsewhere in the paper.
+        batch: Environment steps of a minibatch.
+        epochs: Passes.
+        landscape: Seed of the terrain's shape, one for all runs: "the landscape remains fixed".
+        iterations: Steps of the optimizer; see `updates`.
+        steps: Environment steps of a PPO step.
+        tested: Episodes of each evaluation.
+        gains: For `"matched"`: the key of the run whose gains are repeated.
+    """
+
+    method: str
+    seed: int
+    terrain: str = FLAT
+    lr: float = 3e-4
+    hyper_lr: float = 1e-4
+    form: str = "dense"
+    momentum: float = 0.9
+    batch: int = 32
+    epochs: int = EPOCHS
+    landscape: int = 0
+    iterations: int = 1
+    steps: int = STEPS
+    tested: int = 3
+    gains: str = ""
+
+    @property
+    def label(self) -> str:
+        """Terrain, method and what differs from the defaults, then the seed."""
+        said = ["hardcore" if self.terrain == HARDCORE else "flat", self.method.lower(), f"lr{self.lr:g}"]
+        if self.hyper_lr != Config.hyper_lr:
+            said.append(f"rho{self.hyper_lr:g}")
+        if self.form != Config.form:
+            said.append(self.form.replace("_", "-"))
+        return "-".join([*said, f"n{self.iterations}", f"s{self.seed}"])
+
+    @property
+    def passes(self) -> int:
+        """Steps of the optimizer in a PPO step."""
+        return self.epochs * -(-self.steps // self.batch)
+
+    @property
+    def updates(self) -> int:
+        """PPO steps."""
+        return self.iterations // self.passes
+
+
+# ---------------------------------------------------------------------------------------
+# Which runs
+
+
+def lasting(config: Config, updates: int) -> Config:
+    """The same run with so many PPO steps."""
+    return replace(config, iterations=updates * config.passes)
+
+
+def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
+    """The runs of a profile, as far as they can be named; see `Study.runs`. Seed by seed, the main runs first."""
+    if profile == "smoke":
+        base = lasting(Config("FOP", 0, steps=512, batch=64, tested=1), 2)
+        found = [replace(base, method=method, lr=lr) for method, lr in METHODS.items() if method != "matched"]
+        return found + _matched(found, records)
+    found = []
+    for terrain, length, seeds in zip((FLAT, HARDCORE), LENGTHS[profile], SEEDS[profile], strict=False):
+        for seed in range(seeds):
+            base = lasting(Config("FOP", seed, terrain), length)
+            main = [replace(base, method=method, lr=lr) for method, lr in METHODS.items() if method != "matched"]
+            found += main + _matched(main, records)
+    return found + search(profile) + tuned(profile, records)
+
+
+def _matched(followed: Sequence[Config], records: Sequence[Record]) -> list[Config]:
+    """The control of each FOP run that is recorded and can be followed."""
+    known = {record.key: record for record in records}
+    keys = {config: run_key(STUDY.name, config) for config in followed if config.method == "FOP"}
+    return [
+        replace(config, method="matched", gains=key)
+        for config, key in keys.items()
+        if key in known and can_be_followed(known[key])
+    ]
+
+
+def can_be_followed(record: Record) -> bool:
+    """Has a run gains to repeat, to its end and in every layer?"""
+    rows = record.metrics
+    parts = {str(part) for part in range(1, LAYERS + 1)}
+    return record.status == "finished" and set(rows["part"][rows["name"] == "gain"]) == parts
+
+
+def search(profile: str) -> list[Config]:
+    """Learning rates for every method on the flat terrain, far beyond the paper's range, with seeds of their own."""
+    found = []
+    for seed in range(100, 100 + SEEDS[profile][2]):
+        base = lasting(Config("FOP", seed), LENGTHS[profile][2])
+        found += [replace(base, method=m, lr=lr) for m in ("momentum", "FOP", "S-HD", "frozen") for lr in LRS]
+        found += [replace(base, method="Adam", lr=lr) for lr in ADAM_LRS]
+        found += [replace(base, hyper_lr=hyper_lr, lr=lr) for hyper_lr in HYPER_LRS for lr in LRS]
+        found += [replace(base, form="low_rank")]
+    return found
+
+
+def best(records: Sequence[Record], profile: str, method: str) -> tuple[float, float] | None:
+    """Learning rate and rate of M with the best mean return at the end of the search; None until all are there.
+
+    The mean is that of the last quarter's training episodes, over the seeds. A run that diverged counts as falls alone.
+    """
+    wanted = {run_key(STUDY.name, c): c for c in search(profile) if c.method == method and c.form == Config.form}
+    found: dict[tuple[float, float], list[float]] = {}
+    for record in records:
+        if record.key in wanted:
+            c = wanted[record.key]
+            found.setdefault((c.lr, c.hyper_lr), []).append(late_return(record))
+    if sum(map(len, found.values())) < len(wanted):
+        return None
+    return max(found, key=lambda each: (float(np.mean(found[each])), -each[0], -each[1]))
+
+
+def late_return(record: Record) -> float:
+    """Mean return of the training episodes that ended in the last quarter of a run."""
+    from fop_torch.studies.bipedal.walker import FALL
+
+    if record.status == "diverged":
+        return FALL
+    episodes = record.curve("return", "episode")
+    late = episodes[episodes.index > 0.75 * steps_of(record)]
+    return float(late.mean()) if len(late) else FALL
+
+
+def steps_of(record: Record) -> int:
+    """Environment steps of a run."""
+    config = Config(**record.config)
+    return config.updates * config.steps
+
+
+def tuned(profile: str, records: Sequence[Record]) -> list[Config]:
+    """Each method at its own best settings, as the search found them, on the flat terrain; with FOP's control."""
+    found = []
+    for method in ("momentum", "FOP", "Adam", "S-HD"):
+        chosen = best(records, profile, method)
+        if chosen is not None:
+            lr, hyper_lr = chosen
+            base = lasting(Config(method, 0, lr=lr, hyper_lr=hyper_lr), LENGTHS[profile][0])
+            each = [replace(base, seed=seed) for seed in range(SEEDS[profile][0])]
+            found += each + _matched(each, records)
+    return [config for config in found if (config.lr, config.hyper_lr) != (METHODS[config.method], Config.hyper_lr)]
+
+
+# ---------------------------------------------------------------------------------------
+# One run
+
+
+def optimizer(parameters: Iterable[Tensor], lr: float, *, config: Config) -> Optimizer:
+    """What Stable-Baselines3 takes as its `optimizer_class`: a preconditioner for each weight, none for vectors.
+
+    Args:
+        parameters: The policy's.
+        lr: Learning rate.
+        config: Settings of the run.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {config.method!r}")
+    if config.method == "Adam":
+        return Adam(parameters, lr=lr, eps=1e-5, fused=True)  # eps: Baselines' and Stable-Baselines3's
+    if config.method not in LEARNING:
+        return SGD(parameters, lr=lr, momentum=config.momentum, fused=True)
+    every = list(parameters)
+    matrices, vectors = [p for p in every if p.dim() > 1], [p for p in every if p.dim() < 2]
+    form = "s-hd" if config.method == "S-HD" else config.form
+    if form == "low_rank":  # at full rank, which differs from layer to layer
+        groups = [{"preconditioner": form, "params": [p], "rank": p.shape[1]} for p in matrices]
+    else:
+        groups = [{"preconditioner": form, "params": matrices}]
+    groups.append({"preconditioner": "none", "params": vectors})
+    hyper_lr = 0.0 if config.method == "frozen" else config.hyper_lr
+    # "ignore": a step that breaks counts as one, as for the other methods.
+    found = FOP(
+        groups, lr=lr, momentum=config.momentum, fused=True, hyper=Adam, hyper_lr=hyper_lr, nonfinite="ignore",
+        seed=config.seed,
+    )  # fmt: skip
+    if config.method == "frozen":
+        for place, p in enumerate(matrices):
+            found.state[p]["M"].copy_(vision.random_factor(p.shape[1], 1_000 * config.seed + place))
+    return found
+
+
+class Outputs(nn.Module):
+    """The network as a function, for the count and the timing of a step: actions and value `[n, 5]`."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """`[n, 24]` to `[n, 5]`."""
+        return self.policy.outputs(observations)
+
+
+def setup(config: Config, device: str) -> tuple[nn.Module, Optimizer, tuple[int, ...], tuple[int, ...]]:
+    """See `Study.setup`. A step is one of the optimizer; the environment's are not in it."""
+    from gymnasium.spaces import Box
+
+    from fop_torch.studies.bipedal.ppo import Policy, policy_options
+
+    torch.manual_seed(config.seed)
+    seen, done = Box(-np.inf, np.inf, (24,), np.float32), Box(-1, 1, (4,), np.float32)
+    with torch.device(device):
+        policy = Policy(seen, done, lambda _: config.lr, **policy_options(partial(optimizer, config=config)))
+    return Outputs(policy), policy.optimizer, (config.batch, 24), (config.batch,)
+
+
+def build(config: Config) -> tuple[Lean, Walker]:
+    """PPO and the walker of a run."""
+    from fop_torch.studies.bipedal.ppo import Lean
+    from fop_torch.studies.bipedal.walker import Walker
+
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002 (the library's own source of minibatches)
+    walker = Walker(config.terrain, config.seed, config.landscape)
+    make = partial(optimizer, config=config)
+    ppo = Lean(
+        walker, make, learning_rate=config.lr, n_steps=config.steps, batch_size=config.batch, n_epochs=config.epochs
+    )
+    return ppo, walker
+
+
+class Watch:
+    """Follows the optimizer's steps: how they turn, how FOP's preconditioners lengthen and turn gradients.
+
+    Args:
+        ppo: What is trained.
+        session: Where to log.
+        every: Optimizer's steps between two entries; their numbers are means over the steps between.
+    """
+
+    #: Steps between two looks at FOP's preconditioners.
+    LOOK = 16
+
+    def __init__(self, ppo: Lean, session: Session, every: int) -> None:
+        from fop_torch.studies.bipedal.ppo import layers
+
+        self._ppo, self._session, self._every = ppo, session, every
+        sizes = np.array([p.numel() for p in ppo.policy.parameters()])
+        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        parameters = list(ppo.policy.parameters())
+        self._places = [next(i for i, p in enumerate(parameters) if p is each.weight) for each in layers(ppo.policy)]
+        self.vectors = {name: np.zeros_like(ppo.flat) for name in ("update", "grad")}
+        self.before = ppo.flat.copy()
+        self.sums: dict[str, np.ndarray] = {}
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, step: int) -> None:
+        """Account for step 1, 2, 3, …."""
+        ppo = self._ppo
+        update = ppo.flat - self.before
+        for name, vector in (("update", update), ("grad", ppo.flat_grad)):
+            last = self.vectors[name]
+            size = self._squares(vector, vector)
+            inner = self._squares(vector, last) / np.sqrt(np.maximum(size * self._squares(last, last), 1e-30))
+            if step > 1:
+                self._add(f"{name}_cosine", inner)
+            self._add(f"{name}_norm", np.sqrt(size))
+            last[:] = vector
+        self.before[:] = ppo.flat
+        if step % self.LOOK == 0 and isinstance(ppo.policy.optimizer, FOP):
+            found = list(ppo.policy.optimizer.preconditioners().values())
+            self._add("gain", np.log(np.array([each.gain for each in found])))
+            self._add("angle", np.array([each.angle for each in found]))
+        if step % self._every == 0:
+            self._tell(step)
+
+    def _squares(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Inner product for each layer's weight."""
+        return np.add.reduceat(a * b, self._starts)[self._places]
+
+    def _add(self, name: str, values: np.ndarray) -> None:
+        self.sums[name] = self.sums.get(name, 0) + values.astype(np.float64)
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _tell(self, step: int) -> None:
+        for name, total in self.sums.items():
+            means = total / self.counts[name]
+            # Gains multiply: their mean is the geometric one.
+            for part, value in enumerate(np.exp(means) if name == "gain" else means, 1):
+                self._session.log(step, {name: float(f"{value:.5g}")}, str(part))
+        self.sums, self.counts = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"vectors": self.vectors, "before": self.before, "sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.vectors, self.before = state["vectors"], state["before"]
+        self.sums, self.counts = state["sums"], state["counts"]
+
+
+class Progress:
+    """What PPO itself goes on from, as a part of a checkpoint.
+
+    Args:
+        ppo: What is trained.
+    """
+
+    def __init__(self, ppo: Lean) -> None:
+        self._ppo = ppo
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"steps": self._ppo.steps, "num_timesteps": self._ppo.num_timesteps, "summed": self._ppo.summed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        for name, value in state.items():
+            setattr(self._ppo, name, value)
+
+
+def evaluate(ppo: Lean, config: Config) -> dict[str, float]:
+    """The present policy without noise, on episodes of its own, the same each time: mean return and length, falls."""
+    from fop_torch.studies.bipedal.walker import Walker
+
+    walker = Walker(config.terrain, 1_000_003 + config.seed, config.landscape)
+    summed, fell = 0.0, 0
+    taken = 0
+    for _ in range(config.tested):
+        observation, _ = walker.reset()
+        over = False
+        while not over:
+            observation, reward, ended, late, _ = walker.step(ppo.act(observation))
+            summed, over = summed + reward, ended or late
+        taken += walker.steps
+        fell += walker.game_over
+    count = config.tested
+    return {"test_return": summed / count, "test_length": taken / count, "test_falls": fell / count}
+
+
+def train(config: Config, session: Session, records: Sequence[Record]) -> None:
+    """See `Study.train`.
+
+    The curves count the optimizer's steps, but those of the part "episode" count the environment's: the return and
+    the length of each episode, where it ended. A checkpoint is written between two PPO steps; in the middle of an
+    episode it holds what was done in it, and the episode is played again.
+    """
+    from fop_torch.studies.bipedal.ppo import layers
+    from fop_torch.studies.bipedal.walker import digest
+
+    source = f"gymnasium {metadata.version('gymnasium')}, Box2D {metadata.version('box2d')}"
+    session.facts["data"] = {
+        "name": config.terrain,
+        "source": source,
+        "digest": digest(config.terrain, config.landscape),
+    }
+    followed = next((record for record in records if record.key == config.gains), None)
+    if config.gains and followed is None:
+        raise ValueError(f"gains: expected the key of a recorded run, got {config.gains!r}, which is not recorded")
+    ppo, walker = build(config)
+    policy = ppo.policy
+    # About 600 entries of the layers' curves and 60 evaluations a run, however long it is.
+    per = config.passes
+    watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 600) // Watch.LOOK))
+    seldom = max(1, config.updates // 60)
+    ppo.after_step = watch
+    if followed is not None:
+        ppo.before_step = Lengthen([layer.weight for layer in layers(policy)], followed)
+    parts = {
+        "policy": policy, "optimizer": policy.optimizer, "walker": walker, "progress": Progress(ppo), "watch": watch,
+    }  # fmt: skip
+    done = session.resume(parts)
+    if done == 0:
+        walker.reset()
+        watch.before = ppo.flat.copy()
+        session.log(0, evaluate(ppo, config))
+    while done < config.iterations:
+        ppo.collect()
+        for at, gained, length, _ in ppo.finished:
+            session.log(at, {"return": round(gained, 2), "length": length}, "episode")
+        ppo.train()
+        done = ppo.steps
+        if not np.isfinite(ppo.flat).all():
+            session.status, session.facts["diverged_at"] = "diverged", done
+            session.beat(config.iterations, config.iterations)
+            return
+        update = done // per
+        falls = sum(fell for *_, fell in ppo.finished)
+        session.log(done, {"falls": falls, "std": float(policy.log_std.detach().exp().mean())})
+        if update % seldom == 0 or done == config.iterations:
+            session.log(done, evaluate(ppo, config) | {"seconds": round(session.seconds, 1)})
+        session.after_step(done, config.iterations, parts)
+    session.facts["environment_steps"] = ppo.num_timesteps
+    if isinstance(policy.optimizer, FOP):
+        for part, found in enumerate(policy.optimizer.preconditioners().values(), 1):
+            P = found.P if found.P.dim() == 2 else torch.diag(found.P)
+            values = torch.linalg.eigvalsh(P.double())
+            session.log(done, {f"eigenvalue {i}": float(value) for i, value in enumerate(values)}, str(part))
+
+
+STUDY = Study(
+    name="bipedal",
+    title="PPO on the bipedal walker, on two terrains",
+    shows="Figure 4, Section 4.4, Appendix A.5",
+    data=(),
+    profiles={
+        "smoke": "2 PPO steps of 512 steps of the environment, minibatches of 64, 1 seed, the flat terrain",
+        "laptop": f"{LENGTHS['laptop'][0]} PPO steps instead of 5,000 and 7,000; 5 and 3 seeds instead of 10 and 5",
+        "paper": "nothing that is given; a PPO step is taken to be 2048 steps of the environment",
+    },
+    runs=runs,
+    train=train,
+    setup=setup,
+    module=__name__,
+)
