@@ -95,7 +95,7 @@ class Config:
     landscape: int = 0
     iterations: int = 1
     steps: int = STEPS
-    tested: int = 3
+    tested: int = 2
     gains: str = ""
 
     @property
@@ -431,10 +431,10 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         raise ValueError(f"gains: expected the key of a recorded run, got {config.gains!r}, which is not recorded")
     ppo, walker = build(config)
     policy = ppo.policy
-    # About 600 entries of the layers' curves and 60 evaluations a run, however long it is.
+    # About 300 entries of the layers' curves and 40 evaluations a run, however long it is.
     per = config.passes
-    watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 600) // Watch.LOOK))
-    seldom = max(1, config.updates // 60)
+    watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 300) // Watch.LOOK))
+    seldom = max(1, config.updates // 40)
     ppo.after_step = watch
     if followed is not None:
         ppo.before_step = Lengthen([layer.weight for layer in layers(policy)], followed)
@@ -450,7 +450,8 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         ppo.collect()
         for at, gained, length, _ in ppo.finished:
             session.log(at, {"return": round(gained, 2), "length": length}, "episode")
-        ppo.train()
+        with np.errstate(all="ignore"):  # a run that breaks is told below
+            ppo.train()
         done = ppo.steps
         if not np.isfinite(ppo.flat).all():
             session.status, session.facts["diverged_at"] = "diverged", done
