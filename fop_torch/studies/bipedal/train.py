@@ -49,7 +49,7 @@ LAYERS = 4
 #: or Atari, as the walker. 2048 is also its MuJoCo setting and Stable-Baselines3's; passes are 10 in these two.
 STEPS, EPOCHS = 2048, 4
 #: PPO steps of a run of each profile: flat, hardcore and the search.
-LENGTHS = {"laptop": (200, 200, 60), "paper": (5_000, 7_000, 600)}
+LENGTHS = {"laptop": (300, 300, 60), "paper": (5_000, 7_000, 600)}
 #: Seeds of each profile: flat, hardcore and the search.
 SEEDS = {"laptop": (5, 3, 2), "paper": (10, 5, 3)}
 
@@ -431,10 +431,11 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         raise ValueError(f"gains: expected the key of a recorded run, got {config.gains!r}, which is not recorded")
     ppo, walker = build(config)
     policy = ppo.policy
-    # About 300 entries of the layers' curves and 40 evaluations a run, however long it is.
+    # About 300 entries of the layers' curves and 40 evaluations a run, however long it is. Evaluations are seldom
+    # since they are long where a walker stands still.
     per = config.passes
     watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 300) // Watch.LOOK))
-    seldom = max(1, config.updates // 40)
+    seldom = max(5, config.updates // 40)
     ppo.after_step = watch
     if followed is not None:
         ppo.before_step = Lengthen([layer.weight for layer in layers(policy)], followed)
