@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -234,7 +235,12 @@ def test_without_a_terminal_each_run_has_a_line(monkeypatch: pytest.MonkeyPatch,
 
 def test_ctrl_c_and_the_same_command_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(tiny_study.RUNS, "paper", [Config(fail="interrupt")])
-    found = fop("run", "tiny", "--profile", "paper", "--quiet")
+    # A shell lets its background jobs, such as these tests may be, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found = fop("run", "tiny", "--profile", "paper", "--quiet")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert found.exit_code == 130
     scratch = tmp_path / "scratch" / "tiny" / "paper"
     assert found.stderr.strip() == f"Stopped. The same command goes on; checkpoints are in {scratch}"
