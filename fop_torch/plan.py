@@ -142,16 +142,7 @@ def count(study: Study, config: Any) -> Step:
         # Autograd asks a GPU for its context even for tensors without numbers; operations are the same on a processor.
         model, _, inputs, targets = study.setup(config, "cpu")
         x, y = _example(inputs, targets, "cpu")
-        saved: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            saved[tensor.untyped_storage()._cdata] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            learn = _watch(lambda: _learn(model, x, y))
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-        activations = sum(each.untyped_storage().nbytes() for key, each in saved.items() if key not in own)
+        learn, activations = cost.learn(model, x, y, _watch)
 
         model, optimizer, _, _ = study.setup(config, "cuda")
         for group in optimizer.param_groups:

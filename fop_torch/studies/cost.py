@@ -146,26 +146,38 @@ def added(study: Study, config: Any) -> Added:
         config: Of one of its runs.
     """
     model, optimizer, inputs, targets = study.setup(replace(config, batch=2), "cpu")
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    def learn() -> None:
-        loss = nn.functional.cross_entropy(model(torch.randn(inputs)), torch.zeros(targets, dtype=torch.int64))
-        loss.backward()
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _, learned = watch(learn)
+    times = config.batch / 2
+    (_, learned), activations = learn(model, torch.randn(inputs), torch.zeros(targets, dtype=torch.int64), watch)
     for _ in range(2):  # the states are made
         optimizer.step()
     _, stepped = watch(optimizer.step)
-    parameters = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
-    activations = sum(size for key, size in kept.items() if key not in parameters) * config.batch / 2
-    state, own = optimizer.memory_usage(), sum(parameters.values())  # type: ignore[attr-defined]
-    plain = 2 * own + state["base"] + activations
-    return Added(stepped / (learned * config.batch / 2), (sum(state.values()) - state["base"]) / plain)
+    state = optimizer.memory_usage()  # type: ignore[attr-defined]
+    plain = 2 * sum(p.nbytes for p in model.parameters()) + state["base"] + times * activations
+    return Added(stepped / (times * learned), (sum(state.values()) - state["base"]) / plain)
+
+
+def learn(model: nn.Module, x: Tensor, y: Tensor, count: Callable[[Callable[[], Any]], Any]) -> tuple[Any, int]:
+    """Go forward and backward through a network.
+
+    Args:
+        model: The network.
+        x: Inputs.
+        y: Classes.
+        count: What counts while it is called; see `watch`.
+
+    Returns:
+        What `count` found, and the bytes that the forward pass keeps for the backward, without the parameters.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = count(lambda: nn.functional.cross_entropy(model(x), y).backward())
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    return found, sum(each.untyped_storage().nbytes() for key, each in kept.items() if key not in own)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -254,14 +254,9 @@ def test_a_ppo_step_is_the_library_s(method: str) -> None:
         np.random.seed(4)  # noqa: NPY002
         torch.manual_seed(4)
         each.train()
-        ppo.rollout_buffer.generator_ready = False
-        for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
-            array = getattr(ppo.rollout_buffer, name)
-            assert array.shape[:2] == (200, 1) or each is theirs
     moved = np.abs(ppo.flat - before)
     other = torch.cat([p.detach().flatten() for p in theirs.policy.parameters()]).numpy()
     assert np.abs(ppo.flat - other).max() < 0.01 * moved.max()
-    assert moved.min() >= 0
     assert (moved > 0).mean() > 0.95
 
 

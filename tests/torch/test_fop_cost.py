@@ -168,7 +168,7 @@ def test_a_step_on_a_large_batch_is_mostly_the_network_s() -> None:
     assert copies < found.memory < 1.01 * copies
 
 
-@pytest.mark.claim("text-1-minimal-cost", shows="holds", by="exact")
+@pytest.mark.claim("text-1-minimal-cost", shows="under", by="exact")
 @pytest.mark.claim("fig-2-negligible-cost", shows="holds", by="exact")
 @pytest.mark.parametrize("name", ["cifar10", "imagenet"])
 def test_fop_adds_few_products_and_little_memory_to_figure_2s_steps(name: str) -> None:

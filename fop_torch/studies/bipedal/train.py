@@ -331,8 +331,8 @@ class Watch:
         update = ppo.flat - self.before
         for name, vector in (("update", update), ("grad", ppo.flat_grad)):
             last = self.vectors[name]
-            size = self._squares(vector, vector)
-            inner = self._squares(vector, last) / np.sqrt(np.maximum(size * self._squares(last, last), 1e-30))
+            size = self._inner(vector, vector)
+            inner = self._inner(vector, last) / np.sqrt(np.maximum(size * self._inner(last, last), 1e-30))
             if step > 1:
                 self._add(f"{name}_cosine", inner)
             self._add(f"{name}_norm", np.sqrt(size))
@@ -345,7 +345,7 @@ class Watch:
         if step % self._every == 0:
             self._tell(step)
 
-    def _squares(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def _inner(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Inner product for each layer's weight."""
         return np.add.reduceat(a * b, self._starts)[self._places]
 

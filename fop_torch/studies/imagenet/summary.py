@@ -23,7 +23,8 @@ ROWS = {method: f"fig-2-imagenet-acc-{method.lower()}" for method in MAIN}
 #: What of FOP's difference to momentum do they have too? The paper's profile has no flipped runs.
 CONTROLS = ("matched", "flipped")
 
-#: What decides; written down before the first run of the laptop's profile was recorded. With ten classes chance is
+#: What decides; written down before the first run of the laptop's profile ended, and committed when eight had, of
+#: which no number had been read. With ten classes chance is
 #: right in 10 % and has a loss of 2.3; with 1,000 the paper's network ends near 70 %. The loss is recorded four times
 #: an epoch, the test accuracy once; between two records a curve is a straight line.
 RULES = figure2.Rules(level={"laptop": 30.0, "paper": 50.0}, loss={"laptop": 1.9, "paper": 2.5})
