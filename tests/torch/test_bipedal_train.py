@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +42,7 @@ from fop_torch.studies.bipedal.train import (
 from fop_torch.studies.bipedal.walker import FALL, LIMIT, TERRAINS, Walker, digest
 from fop_torch.sweep import run_one
 from fop_torch.training import InterruptedRunError, Session
+from tests.torch import planted
 
 SMALL = Config("FOP", 3, steps=192, tested=1)
 WIDTHS = ((24, 40), (40, 40), (40, 4), (40, 1))
@@ -262,7 +267,7 @@ def test_a_ppo_step_is_the_library_s(method: str) -> None:
 
 def test_the_buffer_is_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Driven by the same noise, over a fall and over the end of the time: the same steps, values and advantages."""
-    monkeypatch.setattr("fop_torch.studies.bipedal.walker.LIMIT", 50)
+    monkeypatch.setattr("fop_torch.studies.bipedal.walker.LIMIT", 60)
     ppo, walker = build(SMALL)
     theirs = stock(ppo, SMALL)
     # A last bit of an action would soon be a different fall.
@@ -279,7 +284,7 @@ def test_the_buffer_is_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     theirs.collect_rollouts(theirs.env, callback, theirs.rollout_buffer, SMALL.steps)
     assert ours.episode_starts.sum() >= 4
-    assert any(fell for *_, fell in ppo.finished) or all(length == 50 for *_, length, _ in ppo.finished)
+    assert {(each.fell, each.steps == 60) for each in ppo.finished} == {(True, False), (False, True)}
     for name in (
         "observations",
         "actions",
@@ -355,7 +360,7 @@ def test_fop_acts_on_every_layer_and_the_frozen_one_does_not_learn() -> None:
 
 
 def test_the_paper_s_runs() -> None:
-    found = [c for c in runs("paper") if c.seed < 100]
+    found = [c for c in runs("paper") if c.seed < study.SEARCH_SEED]
     for terrain, seeds, updates in ((FLAT, 10, 5_000), (HARDCORE, 5, 7_000)):
         those = [c for c in found if c.terrain == terrain]
         assert {(c.updates, c.batch, c.steps) for c in those} == {(updates, 32, 2048)}
@@ -365,12 +370,25 @@ def test_the_paper_s_runs() -> None:
 
 
 def test_the_search_goes_beyond_the_paper_s_range() -> None:
-    for method in ("momentum", "FOP"):
-        assert {c.lr for c in search("laptop") if c.method == method and c.form == "dense"} == set(LRS)
+    """Rates and minibatches of the paper's, for its three methods; further rates, for all; and seeds of its own."""
+    found = search("laptop")
+    for method in study.SEARCHED:
+        settings = {(c.lr, c.batch) for c in found if c.method == method and c.form == "dense" and c.hyper_lr == 1e-4}
+        paper = {(lr, batch) for lr in study.PAPER_LRS for batch in study.BATCHES}
+        assert settings == paper | {(lr, 32) for lr in (study.ADAM_LRS if method == "Adam" else LRS)}
+    assert (study.PAPER_LRS[0], study.PAPER_LRS[-1], study.BATCHES[0], study.BATCHES[-1]) == (1e-4, 1e-3, 8, 64)
     assert (min(LRS), max(LRS)) == (1e-4, 1e-1)
-    assert not {c.seed for c in search("laptop")} & {
-        c.seed for c in runs("laptop") if c.updates == LENGTHS["laptop"][0]
-    }
+    assert not {c.seed for c in found} & {c.seed for c in runs("laptop") if c not in found}
+
+
+def test_the_most_telling_runs_come_first() -> None:
+    """All methods, seed by seed, at the paper's settings on the flat terrain; the search; then hardcore."""
+    found = runs("laptop")
+    places = [place for place, c in enumerate(found) if c.terrain == FLAT and c.seed < study.SEARCH_SEED]
+    assert places == list(range(25))
+    assert [c.seed for c in found[:25]] == sorted(5 * list(range(5)))
+    assert found[25 : 25 + len(search("laptop"))] == search("laptop")
+    assert {c.terrain for c in found[25 + len(search("laptop")) :]} == {HARDCORE}
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
@@ -382,18 +400,22 @@ def test_labels_are_names_of_files_and_all_different(profile: str) -> None:
 
 
 def test_each_method_at_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rate with the best late return, for each that the search has all runs of; FOP's also by its rate of M."""
+    """The settings with the best late return, for each that the search has all runs of; FOP's with its rate of M."""
     monkeypatch.setattr(study, "late_return", lambda record: record.facts["score"])
 
     def scored(config: Config) -> Record:
-        score = 100.0 - abs(np.log10(config.lr) + 2) - (config.hyper_lr != 1e-6)
+        score = 100.0 - abs(np.log10(config.lr) + 2) - (config.hyper_lr != 1e-6) - (config.batch != 32)
         facts = {"score": score - 50 * (config.seed == 100)}
         return Record(Path("x.json"), run_key("bipedal", config), config.__dict__, "finished", facts)
 
     records = [scored(c) for c in search("laptop") if c.method != "Adam"]
-    found = {(c.method, c.lr, c.hyper_lr) for c in study.tuned("laptop", records)}
-    assert found == {("momentum", 1e-2, 1e-4), ("FOP", 1e-2, 1e-6), ("S-HD", 1e-2, 1e-4)}
+    found = {(c.method, c.lr, c.batch, c.hyper_lr) for c in study.tuned("laptop", records)}
+    assert found == {("momentum", 1e-2, 32, 1e-4), ("FOP", 1e-2, 32, 1e-6), ("S-HD", 1e-2, 32, 1e-4)}
+    assert {(c.terrain, c.updates) for c in study.tuned("laptop", records)} == {
+        (terrain, length) for terrain, length in zip((FLAT, HARDCORE), LENGTHS["laptop"], strict=False)
+    }
     assert study.tuned("laptop", records[:3]) == []
+    assert set(study.tuned("laptop", records)) <= set(runs("laptop", records))
 
 
 def test_a_step_of_each_kind_can_be_planned() -> None:
@@ -450,11 +472,16 @@ def test_what_a_run_records(tmp_path: Path) -> None:
     assert find("bipedal") is STUDY
     record = trained(SHORT, tmp_path)
     assert record.facts["data"]["name"] == FLAT
-    assert record.facts["environment_steps"] == study.steps_of(record) == 4 * 192
-    lengths, returns = record.curve("length", "episode"), record.curve("return", "episode")
-    assert lengths.index.tolist() == returns.index.tolist() == lengths.cumsum().astype(int).tolist()
-    assert record.curve("falls").sum() == (returns < -90).sum() > 0
-    assert record.curve("test_return").index.tolist() == [0, 48]
+    assert record.facts["environment_steps"] == 4 * 192
+    count, steps, falls = (record.curve(name) for name in ("episodes", "steps", "falls"))
+    assert count.index.tolist() == [12, 24, 36, 48]
+    assert 4 * 192 - 150 <= (count * steps).sum() <= 4 * 192
+    assert 0 < falls.sum() <= count.sum()
+    # A fall costs 100; the way is short.
+    assert (record.curve("return")[falls == count] < -90).all()
+    assert record.curve("share").abs().max() < 0.1
+    for name in ("episodes", "return", "steps", "share", "falls"):
+        assert record.curve(f"test_{name}").index.tolist() == [0, 48]
     for part in map(str, range(1, LAYERS + 1)):
         assert record.curve("gain", part).index.tolist() == [16, 32, 48]
         assert (record.curve("update_cosine", part).abs() <= 1).all()
@@ -485,3 +512,86 @@ def test_the_control_repeats_the_gains(tmp_path: Path) -> None:
 def test_a_run_that_breaks_says_where(tmp_path: Path) -> None:
     record = trained(replace(SHORT, method="momentum", lr=1e38), tmp_path)
     assert (record.status, record.facts["diverged_at"]) == ("diverged", SHORT.passes)
+    assert study.late_return(record) == FALL
+
+
+def test_a_policy_whose_actions_are_no_numbers_has_diverged() -> None:
+    """Though all its parameters are numbers: the walker gets no such torque."""
+    ppo, walker = build(SMALL)
+    observation, _ = walker.reset()
+    for layer in layers(ppo.policy):
+        layer.weight.data.copy_(3e38 * torch.randn_like(layer.weight).sign())
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the policy's action is"):
+        ppo.act(1e3 * observation)
+
+
+def test_late_return_weighs_each_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = {"episodes": [9, 9, 9, 9, 1, 0, 3], "return": [5, 5, 5, 5, -10, None, 30]}
+    table = [
+        (4 * place, "", name, value)
+        for name, values in curves.items()
+        for place, value in enumerate(values)
+        if value is not None
+    ]
+    assert study.late_return(planted.record("bipedal", replace(SMALL, iterations=21), table)) == 20
+
+
+# ---------------------------------------------------------------------------------------
+# Bad weather
+
+
+class Weather:
+    """Lets the environment do something bad, once."""
+
+    def __init__(self, at: int, strike: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.at, self.strike = 0, at, strike
+        (gymnasium_s,) = Walker.__bases__
+        self._step = gymnasium_s.step
+        monkeypatch.setattr(gymnasium_s, "step", lambda walker, action: self(walker, action))
+
+    def __call__(self, walker: Walker, action: np.ndarray) -> Any:
+        found = self._step(walker, action)
+        self.count += 1
+        if self.count == self.at:
+            return (found[0], self.strike(), *found[2:])
+        return found
+
+
+def strike() -> float:
+    raise OSError("the simulator is gone")
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    ("bad", "said"), [(strike, "OSError: the simulator is gone"), (lambda: np.nan, "reward nan, observation")]
+)
+def test_a_failing_environment_is_named_and_the_run_goes_on(
+    bad: Callable[[], Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no divergence and is not recorded; the same command goes on from the checkpoint and ends the same."""
+    whole = trained(SHORT, tmp_path / "whole")
+    Weather(900, bad, monkeypatch)  # beyond the first evaluation, of 150 steps at most, in the fourth PPO step
+    folders = tmp_path / "half" / "results", tmp_path / "half" / "scratch"
+    outcome = run_one("bipedal", "test", SHORT, *folders, device="cpu", every=0.0)
+    assert re.search(rf"WalkerError: {FLAT}, seed 3, episode \d+, step \d+: {said}", outcome.error), outcome
+    assert Store(folders[0]).load("bipedal", "test") == []
+    assert (folders[1] / "bipedal" / "test" / f"{run_key('bipedal', SHORT)}.ckpt").exists()
+    assert same(trained(SHORT, tmp_path / "half"), whole)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker is a fork, which has the patched environment")
+def test_a_killed_worker_s_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(SHORT, tmp_path / "whole")
+    folders = tmp_path / "half" / "results", tmp_path / "half" / "scratch"
+    with monkeypatch.context() as patch:
+        Weather(900, lambda: os.kill(os.getpid(), signal.SIGKILL), patch)
+        options = {"device": "cpu", "every": 0.0}
+        worker = multiprocessing.get_context("fork").Process(
+            target=run_one, args=("bipedal", "test", SHORT, *folders), kwargs=options
+        )
+        worker.start()
+        worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    assert (folders[1] / "bipedal" / "test" / f"{run_key('bipedal', SHORT)}.ckpt").exists()
+    assert same(trained(SHORT, tmp_path / "half"), whole)

@@ -7,9 +7,10 @@ out. The numbers are those of the library, up to rounding; tests hold both again
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +75,15 @@ def layers(policy: nn.Module) -> list[nn.Linear]:
     return [first, second, policy.action_net, policy.value_net]  # type: ignore[list-item]
 
 
+class Episode(NamedTuple):
+    """What became of one: sum of rewards, steps, share of the way gone, and whether it ended in a fall."""
+
+    gained: float
+    steps: int
+    share: float
+    fell: bool
+
+
 class Lean(PPO):
     """The library's PPO for one `Walker`, with the inner loops rewritten.
 
@@ -86,8 +96,7 @@ class Lean(PPO):
         before_step: Called with the number of the optimizer's step, 0, 1, 2, …, when the clipped gradients are there.
         after_step: Called with the number of steps done.
         steps: Of the optimizer, done.
-        finished: Return, length and fall of each episode that ended since the last call of `collect`, with the number
-            of the environment's steps by then.
+        finished: The episodes that ended in the last call of `collect`.
     """
 
     def __init__(self, walker: Walker, optimizer: Callable[..., Optimizer], **options: Any) -> None:
@@ -96,7 +105,7 @@ class Lean(PPO):
         self.before_step: Callable[[int], None] | None = None
         self.after_step: Callable[[int], None] | None = None
         self.steps = 0
-        self.finished: list[tuple[int, float, int, bool]] = []
+        self.finished: list[Episode] = []
         self.summed = 0.0  # rewards of the present episode
         self.flat, self.flat_grad = _in_one_piece(list(self.policy.parameters()))
         own = layers(self.policy)
@@ -106,10 +115,17 @@ class Lean(PPO):
         self._log_std_grad = self.policy.log_std.grad.numpy()  # type: ignore[union-attr]
 
     def act(self, observation: np.ndarray) -> np.ndarray:
-        """The policy's mean action, `[24]` to `[4]`."""
+        """The policy's mean action, `[24]` to `[4]`.
+
+        Raises:
+            FloatingPointError: If it is not a number.
+        """
         (W1, b1), (W2, b2), (Wa, ba), _ = self._weights
         hidden = np.tanh(W2 @ np.tanh(W1 @ observation + b1) + b2)
-        return np.tanh(Wa @ hidden + ba)
+        action = np.tanh(Wa @ hidden + ba)
+        if not math.isfinite(action.sum()):
+            raise FloatingPointError(f"the policy's action is {action.tolist()}")
+        return action
 
     def value(self, observations: np.ndarray) -> np.ndarray:
         """The value of each observation, `[n, 24]` to `[n]`."""
@@ -121,6 +137,9 @@ class Lean(PPO):
         """Fill the library's buffer with `n_steps` steps, and let it estimate the advantages.
 
         An episode that the limit ends is worth what the value network says of its last state.
+
+        Raises:
+            FloatingPointError: If an action is not a number.
         """
         buffer, walker = self.rollout_buffer, self.walker
         buffer.reset()
@@ -137,8 +156,7 @@ class Lean(PPO):
             self.summed += reward
             starts = ended or late
             if starts:
-                done = self.num_timesteps + t + 1
-                self.finished.append((done, self.summed, walker.steps, walker.game_over))
+                self.finished.append(Episode(self.summed, walker.steps, walker.share, walker.game_over))
                 self.summed = 0.0
                 if late:
                     reward += self.gamma * float(self.value(observation[None])[0])
@@ -154,7 +172,11 @@ class Lean(PPO):
         buffer.compute_returns_and_advantage(last, dones=np.array([starts]))
 
     def train(self) -> None:
-        """One PPO step: the library's passes over the buffer, in the library's order."""
+        """One PPO step: the library's passes over the buffer, in the library's order.
+
+        Raises:
+            FloatingPointError: If a parameter is no number after it.
+        """
         buffer = self.rollout_buffer
         for _ in range(self.n_epochs):
             # As the buffer's own `get`.
@@ -172,6 +194,8 @@ class Lean(PPO):
                 self.steps += 1
                 if self.after_step is not None:
                     self.after_step(self.steps)
+        if not np.isfinite(self.flat).all():
+            raise FloatingPointError(f"a parameter is not finite after {self.steps} steps")
 
     def _gradient(
         self, x: np.ndarray, actions: np.ndarray, log_probs: np.ndarray, advantages: np.ndarray, returns: np.ndarray

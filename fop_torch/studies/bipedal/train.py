@@ -28,7 +28,7 @@ from fop_torch.studies.study import Study
 from fop_torch.training import Session
 
 if TYPE_CHECKING:
-    from fop_torch.studies.bipedal.ppo import Lean
+    from fop_torch.studies.bipedal.ppo import Episode, Lean
     from fop_torch.studies.bipedal.walker import Walker
 
 FLAT, HARDCORE = "BipedalWalker-v3", "BipedalWalkerHardcore-v3"
@@ -41,6 +41,8 @@ LEARNING = ("FOP", "S-HD", "frozen")
 LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 #: Adam's search ends earlier: its steps do not shrink with the gradient.
 ADAM_LRS = LRS[:5]
+#: Where the paper searched: these rates with these minibatches, for these methods.
+PAPER_LRS, BATCHES, SEARCHED = LRS[:3], (8, 32, 64), ("FOP", "momentum", "Adam")
 #: What the paper does not give for this task: FOP's rate of M below the 1e-4 of its other experiments.
 HYPER_LRS = (1e-5, 1e-6)
 #: Layers with a weight: two hidden ones, the actions', the value's.
@@ -49,9 +51,10 @@ LAYERS = 4
 #: or Atari, as the walker. 2048 is also its MuJoCo setting and Stable-Baselines3's; passes are 10 in these two.
 STEPS, EPOCHS = 2048, 4
 #: PPO steps of a run of each profile: flat, hardcore and the search.
-LENGTHS = {"laptop": (300, 300, 60), "paper": (5_000, 7_000, 600)}
-#: Seeds of each profile: flat, hardcore and the search.
+LENGTHS = {"laptop": (600, 300, 150), "paper": (5_000, 7_000, 600)}
+#: Seeds of each profile: flat, hardcore and the search, whose first is `SEARCH_SEED`.
 SEEDS = {"laptop": (5, 3, 2), "paper": (10, 5, 3)}
+SEARCH_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Config:
     def label(self) -> str:
         """Terrain, method and what differs from the defaults, then the seed."""
         said = ["hardcore" if self.terrain == HARDCORE else "flat", self.method.lower(), f"lr{self.lr:g}"]
+        if self.batch != Config.batch:
+            said.append(f"b{self.batch}")
         if self.hyper_lr != Config.hyper_lr:
             said.append(f"rho{self.hyper_lr:g}")
         if self.form != Config.form:
@@ -129,18 +134,26 @@ def lasting(config: Config, updates: int) -> Config:
 
 
 def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
-    """The runs of a profile, as far as they can be named; see `Study.runs`. Seed by seed, the main runs first."""
+    """The runs of a profile, as far as they can be named; see `Study.runs`.
+
+    In this order, seed by seed: the paper's settings on the flat terrain, the search, hardcore; then, when the search
+    is recorded, each method at its best on both; last the controls that follow recorded runs.
+    """
     if profile == "smoke":
-        base = lasting(Config("FOP", 0, steps=512, batch=64, tested=1), 2)
+        base = lasting(Config("FOP", 0, steps=1024, tested=1), 4)
         found = [replace(base, method=method, lr=lr) for method, lr in METHODS.items() if method != "matched"]
         return found + _matched(found, records)
-    found = []
-    for terrain, length, seeds in zip((FLAT, HARDCORE), LENGTHS[profile], SEEDS[profile], strict=False):
-        for seed in range(seeds):
-            base = lasting(Config("FOP", seed, terrain), length)
-            main = [replace(base, method=method, lr=lr) for method, lr in METHODS.items() if method != "matched"]
-            found += main + _matched(main, records)
-    return found + search(profile) + tuned(profile, records)
+    flat, hardcore = (
+        [
+            replace(lasting(Config(method, seed, terrain), length), lr=lr)
+            for seed in range(seeds)
+            for method, lr in METHODS.items()
+            if method != "matched"
+        ]
+        for terrain, length, seeds in zip((FLAT, HARDCORE), LENGTHS[profile], SEEDS[profile], strict=False)
+    )
+    found = flat + search(profile) + hardcore + tuned(profile, records)
+    return found + _matched([config for config in found if config.seed < SEARCH_SEED], records)
 
 
 def _matched(followed: Sequence[Config], records: Sequence[Record]) -> list[Config]:
@@ -162,61 +175,66 @@ def can_be_followed(record: Record) -> bool:
 
 
 def search(profile: str) -> list[Config]:
-    """Learning rates for every method on the flat terrain, far beyond the paper's range, with seeds of their own."""
+    """The paper's search, rates and minibatches, and rates far beyond: on the flat terrain, with seeds of its own."""
     found = []
-    for seed in range(100, 100 + SEEDS[profile][2]):
-        base = lasting(Config("FOP", seed), LENGTHS[profile][2])
-        found += [replace(base, method=m, lr=lr) for m in ("momentum", "FOP", "S-HD", "frozen") for lr in LRS]
-        found += [replace(base, method="Adam", lr=lr) for lr in ADAM_LRS]
-        found += [replace(base, hyper_lr=hyper_lr, lr=lr) for hyper_lr in HYPER_LRS for lr in LRS]
-        found += [replace(base, form="low_rank")]
+    for seed in range(SEARCH_SEED, SEARCH_SEED + SEEDS[profile][2]):
+        base = Config("FOP", seed)
+        each = [replace(base, method=method, lr=lr) for method in ("momentum", "FOP", "S-HD") for lr in LRS]
+        each += [replace(base, method="Adam", lr=lr) for lr in ADAM_LRS]
+        each += [replace(base, hyper_lr=hyper_lr, lr=lr) for hyper_lr in HYPER_LRS for lr in LRS]
+        each += [
+            replace(base, method=method, lr=lr, batch=batch)
+            for method in SEARCHED
+            for batch in BATCHES
+            for lr in PAPER_LRS
+            if batch != base.batch
+        ]
+        each += [replace(base, form="low_rank")]
+        found += [lasting(config, LENGTHS[profile][2]) for config in each]
     return found
 
 
-def best(records: Sequence[Record], profile: str, method: str) -> tuple[float, float] | None:
-    """Learning rate and rate of M with the best mean return at the end of the search; None until all are there.
-
-    The mean is that of the last quarter's training episodes, over the seeds. A run that diverged counts as falls alone.
-    """
+def scores(records: Sequence[Record], profile: str, method: str) -> dict[tuple[float, int, float], list[float]]:
+    """The late return of each seed, by learning rate, minibatch and rate of M, of a method's runs of the search."""
     wanted = {run_key(STUDY.name, c): c for c in search(profile) if c.method == method and c.form == Config.form}
-    found: dict[tuple[float, float], list[float]] = {}
+    found: dict[tuple[float, int, float], list[float]] = {}
     for record in records:
         if record.key in wanted:
             c = wanted[record.key]
-            found.setdefault((c.lr, c.hyper_lr), []).append(late_return(record))
+            found.setdefault((c.lr, c.batch, c.hyper_lr), []).append(late_return(record))
+    return found
+
+
+def best(records: Sequence[Record], profile: str, method: str) -> tuple[float, int, float] | None:
+    """Learning rate, minibatch, rate of M with the best mean of `scores`; None until all runs are there."""
+    found = scores(records, profile, method)
+    wanted = [c for c in search(profile) if c.method == method and c.form == Config.form]
     if sum(map(len, found.values())) < len(wanted):
         return None
-    return max(found, key=lambda each: (float(np.mean(found[each])), -each[0], -each[1]))
+    return max(found, key=lambda each: (float(np.mean(found[each])), -each[0], each[1], -each[2]))
 
 
 def late_return(record: Record) -> float:
-    """Mean return of the training episodes that ended in the last quarter of a run."""
+    """Mean return of the training episodes that ended in the last quarter of a run; falls alone if it diverged."""
     from fop_torch.studies.bipedal.walker import FALL
 
     if record.status == "diverged":
         return FALL
-    episodes = record.curve("return", "episode")
-    late = episodes[episodes.index > 0.75 * steps_of(record)]
-    return float(late.mean()) if len(late) else FALL
-
-
-def steps_of(record: Record) -> int:
-    """Environment steps of a run."""
-    config = Config(**record.config)
-    return config.updates * config.steps
+    means, counts = record.curve("return"), record.curve("episodes")
+    late = means.index[means.index > 0.75 * record.config["iterations"]]
+    return float(np.average(means[late], weights=counts[late]))
 
 
 def tuned(profile: str, records: Sequence[Record]) -> list[Config]:
-    """Each method at its own best settings, as the search found them, on the flat terrain; with FOP's control."""
-    found = []
-    for method in ("momentum", "FOP", "Adam", "S-HD"):
-        chosen = best(records, profile, method)
-        if chosen is not None:
-            lr, hyper_lr = chosen
-            base = lasting(Config(method, 0, lr=lr, hyper_lr=hyper_lr), LENGTHS[profile][0])
-            each = [replace(base, seed=seed) for seed in range(SEEDS[profile][0])]
-            found += each + _matched(each, records)
-    return [config for config in found if (config.lr, config.hyper_lr) != (METHODS[config.method], Config.hyper_lr)]
+    """Each method at its own best settings, as the search found them, where these are not the paper's."""
+    chosen = {method: best(records, profile, method) for method in ("FOP", "momentum", "Adam", "S-HD")}
+    return [
+        lasting(Config(method, seed, terrain, lr=found[0], batch=found[1], hyper_lr=found[2]), length)
+        for terrain, length, seeds in zip((FLAT, HARDCORE), LENGTHS[profile], SEEDS[profile], strict=False)
+        for seed in range(seeds)
+        for method, found in chosen.items()
+        if found is not None and found != (METHODS[method], Config.batch, Config.hyper_lr)
+    ]
 
 
 # ---------------------------------------------------------------------------------------
@@ -392,30 +410,37 @@ class Progress:
 
 
 def evaluate(ppo: Lean, config: Config) -> dict[str, float]:
-    """The present policy without noise, on episodes of its own, the same each time: mean return and length, falls."""
+    """The present policy without noise, on episodes of its own, with the same starts each time: see `told`."""
+    from fop_torch.studies.bipedal.ppo import Episode
     from fop_torch.studies.bipedal.walker import Walker
 
     walker = Walker(config.terrain, 1_000_003 + config.seed, config.landscape)
-    summed, fell = 0.0, 0
-    taken = 0
+    episodes = []
     for _ in range(config.tested):
         observation, _ = walker.reset()
-        over = False
+        gained, over = 0.0, False
         while not over:
             observation, reward, ended, late, _ = walker.step(ppo.act(observation))
-            summed, over = summed + reward, ended or late
-        taken += walker.steps
-        fell += walker.game_over
-    count = config.tested
-    return {"test_return": summed / count, "test_length": taken / count, "test_falls": fell / count}
+            gained, over = gained + reward, ended or late
+        episodes.append(Episode(gained, walker.steps, walker.share, walker.game_over))
+    return {f"test_{name}": value for name, value in told(episodes).items()}
+
+
+def told(episodes: Sequence[Episode]) -> dict[str, float]:
+    """How many episodes there were; and if any, their mean return, steps, share of the way, and how many fell."""
+    found = {"episodes": float(len(episodes))}
+    if episodes:
+        gained, steps, share, fell = np.array(episodes).T
+        found |= {"return": gained.mean(), "steps": steps.mean(), "share": share.mean(), "falls": fell.sum()}
+    return {name: float(f"{value:.5g}") for name, value in found.items()}
 
 
 def train(config: Config, session: Session, records: Sequence[Record]) -> None:
     """See `Study.train`.
 
-    The curves count the optimizer's steps, but those of the part "episode" count the environment's: the return and
-    the length of each episode, where it ended. A checkpoint is written between two PPO steps; in the middle of an
-    episode it holds what was done in it, and the episode is played again.
+    The curves count the optimizer's steps. Each PPO step records the episodes that ended in it, see `told`. A
+    checkpoint is written between two PPO steps; in the middle of an episode it holds what was done in it, and the
+    episode is played again.
     """
     from fop_torch.studies.bipedal.ppo import layers
     from fop_torch.studies.bipedal.walker import digest
@@ -431,11 +456,11 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         raise ValueError(f"gains: expected the key of a recorded run, got {config.gains!r}, which is not recorded")
     ppo, walker = build(config)
     policy = ppo.policy
-    # About 300 entries of the layers' curves and 40 evaluations a run, however long it is. Evaluations are seldom
-    # since they are long where a walker stands still.
+    # About 100 entries of the layers' curves and at most 40 evaluations a run, however long it is. Evaluations are
+    # seldom since they are long where a walker stands still.
     per = config.passes
-    watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 300) // Watch.LOOK))
-    seldom = max(5, config.updates // 40)
+    watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 100) // Watch.LOOK))
+    seldom = max(10, config.updates // 40)
     ppo.after_step = watch
     if followed is not None:
         ppo.before_step = Lengthen([layer.weight for layer in layers(policy)], followed)
@@ -448,21 +473,18 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         watch.before = ppo.flat.copy()
         session.log(0, evaluate(ppo, config))
     while done < config.iterations:
-        ppo.collect()
-        for at, gained, length, _ in ppo.finished:
-            session.log(at, {"return": round(gained, 2), "length": length}, "episode")
-        with np.errstate(all="ignore"):  # a run that breaks is told below
-            ppo.train()
-        done = ppo.steps
-        if not np.isfinite(ppo.flat).all():
-            session.status, session.facts["diverged_at"] = "diverged", done
+        try:
+            with np.errstate(all="ignore"):  # a run that breaks is told below
+                ppo.collect()
+                ppo.train()
+                done = ppo.steps
+                session.log(done, told(ppo.finished) | {"std": round(float(policy.log_std.detach().exp().mean()), 4)})
+                if done // per % seldom == 0 or done == config.iterations:
+                    session.log(done, evaluate(ppo, config) | {"seconds": round(session.seconds, 1)})
+        except FloatingPointError:
+            session.status, session.facts["diverged_at"] = "diverged", ppo.steps
             session.beat(config.iterations, config.iterations)
             return
-        update = done // per
-        falls = sum(fell for *_, fell in ppo.finished)
-        session.log(done, {"falls": falls, "std": float(policy.log_std.detach().exp().mean())})
-        if update % seldom == 0 or done == config.iterations:
-            session.log(done, evaluate(ppo, config) | {"seconds": round(session.seconds, 1)})
         session.after_step(done, config.iterations, parts)
     session.facts["environment_steps"] = ppo.num_timesteps
     if isinstance(policy.optimizer, FOP):
@@ -478,8 +500,8 @@ STUDY = Study(
     shows="Figure 4, Section 4.4, Appendix A.5",
     data=(),
     profiles={
-        "smoke": "2 PPO steps of 512 steps of the environment, minibatches of 64, 1 seed, the flat terrain",
-        "laptop": f"{LENGTHS['laptop'][0]} PPO steps instead of 5,000 and 7,000; 5 and 3 seeds instead of 10 and 5",
+        "smoke": "4 PPO steps of 1,024 steps of the environment, 1 seed, the flat terrain",
+        "laptop": "{} and {} PPO steps instead of 5,000 and 7,000; 5 and 3 seeds instead of 10 and 5".format(*LENGTHS["laptop"]),
         "paper": "nothing that is given; a PPO step is taken to be 2048 steps of the environment",
     },
     runs=runs,

@@ -8,6 +8,7 @@ episode has a world of its own: in one that had bodies before, Box2D keeps their
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,13 @@ with warnings.catch_warnings():
     # Box2D's wrapper was made by an older SWIG; where that warning is an error, its import crashes the interpreter.
     warnings.simplefilter("ignore")
     import Box2D
-    from gymnasium.envs.box2d.bipedal_walker import BipedalWalker
+    from gymnasium.envs.box2d.bipedal_walker import (
+        TERRAIN_GRASS,
+        TERRAIN_LENGTH,
+        TERRAIN_STARTPAD,
+        TERRAIN_STEP,
+        BipedalWalker,
+    )
 
 #: The two terrains by the names that Gymnasium gives them: is it the one with stumps, pits and stairs?
 TERRAINS = {"BipedalWalker-v3": False, "BipedalWalkerHardcore-v3": True}
@@ -27,6 +34,13 @@ TERRAINS = {"BipedalWalker-v3": False, "BipedalWalkerHardcore-v3": True}
 LIMIT = 2000
 #: What a fall costs (Appendix A.5).
 FALL = -100.0
+#: Where the hull starts, and the way from there to the end, in the simulator's metres.
+START = TERRAIN_STEP * TERRAIN_STARTPAD / 2
+COURSE = TERRAIN_STEP * (TERRAIN_LENGTH - TERRAIN_GRASS) - START
+
+
+class WalkerError(RuntimeError):
+    """The environment failed, not the optimizer: the message says which and when, and the run is not recorded."""
 
 
 class Walker(BipedalWalker):
@@ -91,10 +105,23 @@ class Walker(BipedalWalker):
 
         Returns:
             Observation `[24]`, reward, whether it fell or arrived, whether the time is over, and an empty dictionary.
+
+        Raises:
+            WalkerError: If the environment raises, or gives what is not a number.
         """
         self.actions.append(np.array(action))
-        self._observed, reward, ended, _, told = super().step(action)
+        try:
+            self._observed, reward, ended, _, told = super().step(action)
+        except Exception as error:
+            raise WalkerError(f"{self._where()}: {type(error).__name__}: {error}") from error
+        # The sum of 24 bounded numbers is one unless one of them is none.
+        if not math.isfinite(reward + self._observed.sum()):
+            raise WalkerError(f"{self._where()}: reward {reward}, observation {self._observed.tolist()}")
         return self._observed, float(reward), ended, not ended and len(self.actions) >= LIMIT, told
+
+    def _where(self) -> str:
+        name = next(name for name, hardcore in TERRAINS.items() if hardcore == self.hardcore)
+        return f"{name}, seed {self._seed}, episode {self.episode}, step {self.steps}"
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint. Box2D's world cannot be copied: what made it stands for it."""
@@ -115,6 +142,11 @@ class Walker(BipedalWalker):
     def steps(self) -> int:
         """Taken in the present episode."""
         return len(self.actions)
+
+    @property
+    def share(self) -> float:
+        """Of the way to the end, how much it has gone; negative behind the start."""
+        return (self.hull.position.x - START) / COURSE  # type: ignore[union-attr]
 
     @property
     def observed(self) -> np.ndarray:
