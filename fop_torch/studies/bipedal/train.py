@@ -501,7 +501,9 @@ STUDY = Study(
     data=(),
     profiles={
         "smoke": "4 PPO steps of 1,024 steps of the environment, 1 seed, the flat terrain",
-        "laptop": "{} and {} PPO steps instead of 5,000 and 7,000; 5 and 3 seeds instead of 10 and 5".format(*LENGTHS["laptop"]),
+        "laptop": "{} and {} PPO steps instead of 5,000 and 7,000; {} and {} seeds instead of 10 and 5".format(
+            *LENGTHS["laptop"][:2], *SEEDS["laptop"][:2]
+        ),
         "paper": "nothing that is given; a PPO step is taken to be 2048 steps of the environment",
     },
     runs=runs,
