@@ -489,6 +489,13 @@ def test_what_a_run_records(tmp_path: Path) -> None:
         eigenvalues = [record.curve(f"eigenvalue {i}", part).iloc[-1] for i in range(WIDTHS[int(part) - 1][0])]
         assert eigenvalues == sorted(eigenvalues)
         assert eigenvalues[0] != eigenvalues[-1]
+        diagonal = [record.curve(f"diagonal {i}", part).iloc[-1] for i in range(len(eigenvalues))]
+        assert sum(diagonal) == pytest.approx(sum(eigenvalues), rel=1e-4)
+    # The recorded parameters are those that were evaluated last.
+    ppo, _ = build(SHORT)
+    assert study.evaluate(ppo, SHORT)["test_return"] != record.curve("test_return").iloc[-1]
+    ppo.flat[:] = record.curve("parameter", "policy")
+    assert study.evaluate(ppo, SHORT)["test_return"] == record.curve("test_return").iloc[-1]
 
 
 @pytest.mark.usefixtures("short")

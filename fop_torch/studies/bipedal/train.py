@@ -440,7 +440,8 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
 
     The curves count the optimizer's steps. Each PPO step records the episodes that ended in it, see `told`. A
     checkpoint is written between two PPO steps; in the middle of an episode it holds what was done in it, and the
-    episode is played again.
+    episode is played again. At the end the spectra of P are recorded, and but for the search the policy's parameters,
+    one behind the other: what walks in a picture.
     """
     from fop_torch.studies.bipedal.ppo import layers
     from fop_torch.studies.bipedal.walker import digest
@@ -490,8 +491,11 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
     if isinstance(policy.optimizer, FOP):
         for part, found in enumerate(policy.optimizer.preconditioners().values(), 1):
             P = found.P if found.P.dim() == 2 else torch.diag(found.P)
-            values = torch.linalg.eigvalsh(P.double())
-            session.log(done, {f"eigenvalue {i}": float(value) for i, value in enumerate(values)}, str(part))
+            for name, values in (("eigenvalue", torch.linalg.eigvalsh(P.double())), ("diagonal", P.diagonal())):
+                session.log(done, {f"{name} {i}": float(f"{value:.5g}") for i, value in enumerate(values)}, str(part))
+    if config.seed < SEARCH_SEED:
+        for place, value in enumerate(ppo.flat):
+            session.log(place, {"parameter": float(value)}, "policy")
 
 
 STUDY = Study(
