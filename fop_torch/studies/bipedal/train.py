@@ -494,8 +494,8 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
             for name, values in (("eigenvalue", torch.linalg.eigvalsh(P.double())), ("diagonal", P.diagonal())):
                 session.log(done, {f"{name} {i}": float(f"{value:.5g}") for i, value in enumerate(values)}, str(part))
     if config.seed < SEARCH_SEED:
-        for place, value in enumerate(ppo.flat):
-            session.log(place, {"parameter": float(value)}, "policy")
+        for value in ppo.flat:
+            session.log(done, {"parameter": float(value)}, "policy")
 
 
 STUDY = Study(
