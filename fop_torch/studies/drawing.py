@@ -11,6 +11,7 @@ from fop_theory.plots import COLORS
 from fop_torch.results import Record
 from fop_torch.statistics import compare
 from fop_torch.studies import reading
+from fop_torch.studies.cifar10 import learned
 from fop_torch.studies.figure2 import Half
 from fop_torch.studies.reading import MissingRunsError
 
@@ -76,3 +77,20 @@ def tiles(axis: Any, P: np.ndarray, limit: float) -> None:
         axis.axvline(edge, color="white", linewidth=1)
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
+
+
+def evolution(half: Half, axes: Sequence[Any], record: Record, layer: int, limit: float) -> None:
+    """P over a run, as in Figure 5 (a); see `tiles`.
+
+    Args:
+        half: Of Figure 2.
+        axes: One for each moment; the last moment is the end, the first the first record.
+        record: The run.
+        layer: Its place among the weights, from 1; its kernels are 3 x 3.
+        limit: Entries of P - I at which the colours end: blue below zero, red above.
+    """
+    steps, P = learned.matrices(record, "P", layer)
+    moments = np.linspace(0, len(steps) - 1, len(axes)).round().astype(int)
+    for axis, moment in zip(axes, moments, strict=True):
+        tiles(axis, P[moment], limit)
+        axis.set(xlabel=f"epoch {steps[moment] / half.epoch[half.profile_of([record])]:g}")

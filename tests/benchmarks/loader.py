@@ -1,7 +1,7 @@
 """Images a second that the loader of the ImageNet study gives, by the number of its worker processes.
 
-`python -m tests.benchmarks.loader` prints a line for each number. The images are scikit-learn's two photographs, scaled
-to the size that most of ImageNet's have, at a quality that makes them about as heavy as those are.
+`python -m tests.benchmarks.loader` prints a line for each number; the images are those of
+`fop_torch.studies.imagenet.loader`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from fop_torch import imagefolder
+from fop_torch.studies.imagenet.loader import photographs
+from fop_torch.studies.imagenet.train import Config
 from fop_torch.training import device_name
 
-#: Width and height, and Pillow's quality.
-SIZE, QUALITY = (500, 375), 97
 #: Side of what the network sees; images a batch; batches that are timed, and those before the clock runs.
-SIDE, BATCH, TIMED, WARM = 299, 32, 16, 4
-
-
-def photographs(root: Path) -> imagefolder.Files:
-    """The two photographs as files."""
-    for number, pixels in enumerate(load_sample_images().images):
-        Image.fromarray(pixels).resize(SIZE).save(root / f"{number}.JPEG", quality=QUALITY)
-    return imagefolder.Files(root, np.array([b"0.JPEG", b"1.JPEG"]), np.zeros(2, np.int64))
+SIDE, BATCH, TIMED, WARM = Config.side, 32, 16, 4
 
 
 def rate(files: imagefolder.Files, workers: int) -> float:

@@ -332,6 +332,43 @@ def test_price_of_the_index_in_fractions(m: int, k: int, seed: int) -> None:
     assert same(gap, hg.price_of_the_index(G, H, F, M_last, lr, hyper_lr))
 
 
+@pytest.mark.claim("text-1-any-gradient-based", shows="holds", by="symbolic")
+@pytest.mark.parametrize("k", [1, 2])
+def test_eq_4_for_any_function(k: int) -> None:
+    """J is a function without a formula, and h any vector, not even its gradient: the chain rule needs no more."""
+    J, x = sp.Function("J"), sp.symbols("x:2")
+    M, theta, h, lr = symbols("m", 2, k), symbols("t", 2), symbols("h", 2), sp.Symbol("epsilon")
+    after = hg.factored_step(theta, M, h, lr)
+    g = sp.Matrix([sp.diff(J(*x), each) for each in x]).subs(dict(zip(x, after, strict=True)), simultaneous=True)
+    gap = by_entries(J(*after), M) - hg.hypergradient(g, h, M, lr)
+    assert gap.expand() == sp.zeros(2, k)
+
+
+#: Problems without a least value, without convexity, and one in which the "loss" is an expected reward, to be raised.
+PROBLEMS = {
+    "saddle": lambda x: (x[::2] ** 2).sum() - (x[1::2] ** 2).sum(),
+    "no lower bound": lambda x: (x**3).sum(),
+    "a thousand hills": lambda x: np.sin(7 * x).sum(),
+    "reward of a softmax policy": lambda x: -(np.exp(x) * np.arange(len(x))[:, None]).sum() / np.exp(x).sum(),
+}
+
+
+@pytest.mark.claim("text-1-any-gradient-based", shows="holds", by="property")
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@given(data=st.data())
+def test_eq_4_for_problems_of_many_kinds(problem, data) -> None:
+    """Against the complex step, for any step that was made; a gradient at its end is all that the problem gives."""
+    H, _ = data.draw(gradient_pairs(max_columns=1))
+    M, lr = data.draw(factors(len(H))), 0.01
+    H = H / (np.linalg.norm(H) + 1e-300)
+    theta = np.random.default_rng(data.draw(seeds)).standard_normal(H.shape)
+    G = reference.complex_step_gradient(problem, hg.factored_step(theta, M, H, lr))
+    true = reference.complex_step_gradient(lambda M: problem(hg.factored_step(theta, M, H, lr)), M)
+    # Rounding: sums of at most 36 products of this size.
+    size = lr * (1 + np.linalg.norm(G)) * np.linalg.norm(H) * np.linalg.norm(M) + 1e-300
+    np.testing.assert_allclose(hg.hypergradient(G, H, M, lr) / size, true / size, atol=1e-12)
+
+
 @pytest.mark.claim("text-abstract-first-order", shows="holds", by="exact")
 def test_losses_with_the_same_gradients_have_the_same_hypergradient() -> None:
     """`x^2/2` and a polynomial with other second derivatives, equal in slope at both points of one step."""

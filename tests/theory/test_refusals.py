@@ -19,13 +19,15 @@ import fop_theory
 from fop_theory import counts, objectives, reference
 
 column, square = np.array([[1.0], [2.0]]), np.array([[2.0, 0.5], [0.5, 1.0]])
-COLUMNS = "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector"
+COLUMNS = (
+    "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector chances"
+)
 HALVES = "lr hyper_lr rate decay weight_decay damping tau mu low size beta1 beta2 eigenvalue rho ridge time loss gap"
 TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees"
 COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
 VALID: dict[str, Any] = {
     **dict.fromkeys(COLUMNS.split(), column),
-    **dict.fromkeys(["P", "M", "M_now", "M_last", "X", "noise", "second_moment"], square),
+    **dict.fromkeys(["P", "M", "M_now", "M_last", "X", "noise", "second_moment", "outcomes"], square),
     **dict.fromkeys(HALVES.split(), 0.5),
     **dict.fromkeys(TWOS.split(), 2.0),
     **dict.fromkeys(COUNTS.split(), 1),

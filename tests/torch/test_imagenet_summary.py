@@ -188,7 +188,8 @@ def test_figures_are_drawn(printed) -> None:
     assert axes[0].lines[0].get_xdata()[-1] == 6
     figures.leads(axes[1], printed)
     assert [label.get_text() for label in axes[1].get_yticklabels()][-2:] == ["matched", "flipped"]
-    figures.preconditioner(axes[2], summary.HALF.pick(printed, "FOP"), 11, 0.5)
+    figures.evolution(axes[2:3], summary.HALF.pick(printed, "FOP")[0], 11, 0.5)
+    assert axes[2].get_xlabel() == "epoch 6"
     image = np.asarray(axes[2].images[0].get_array())
     # The tile in the middle is the centre's row: itself less one, and four neighbours.
     assert image[3:6, 3:6].ravel() == pytest.approx(PRINTED.P("FOP")[4] - np.eye(9)[4], abs=1e-4)

@@ -20,23 +20,7 @@ from fop_torch.studies.reading import MissingRunsError
 #: Layers from the image, light, to the classes, dark.
 SHADES = dict(zip(LAYERS, ("#B3D5EC", "#85BDE2", "#4A9BD0", "#0072B2", "#00508A", "#02395F", "#02233D"), strict=True))
 
-training, leads = partial(drawing.training, HALF), partial(drawing.leads, HALF)
-
-
-def evolution(axes: Sequence[Any], record: Record, layer: int, limit: float) -> None:
-    """P over a run, as in Figure 5 (a): nine by nine small images, one for each position of the kernel.
-
-    Args:
-        axes: One for each moment; the last moment is the end, the first the first record.
-        record: The run.
-        layer: 1 to 7.
-        limit: Entries of P - I at which the colours end: blue below zero, red above.
-    """
-    steps, P = learned.matrices(record, "P", layer)
-    moments = np.linspace(0, len(steps) - 1, len(axes)).round().astype(int)
-    for axis, moment in zip(axes, moments, strict=True):
-        drawing.tiles(axis, P[moment], limit)
-        axis.set(xlabel=f"epoch {steps[moment] / EPOCH:g}")
+training, leads, evolution = (partial(draw, HALF) for draw in (drawing.training, drawing.leads, drawing.evolution))
 
 
 def entries(axes: Sequence[Any], record: Record) -> None:

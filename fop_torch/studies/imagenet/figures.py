@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
 
-from fop_torch.results import Record
 from fop_torch.studies import drawing, vision
-from fop_torch.studies.cifar10 import learned
 from fop_torch.studies.imagenet.summary import HALF
 from fop_torch.studies.imagenet.train import Config, setup
 
-training, leads = partial(drawing.training, HALF), partial(drawing.leads, HALF)
+training, leads, evolution = (partial(draw, HALF) for draw in (drawing.training, drawing.leads, drawing.evolution))
 
 
 @cache
@@ -25,17 +21,3 @@ def ninth() -> int:
     names = list(vision.kernels(model))
     along = [name for name in names if "downsample" not in name]
     return names.index(along[8]) + 1
-
-
-def preconditioner(axis: Any, group: Sequence[Record], layer: int, limit: float) -> None:
-    """The last P of one layer, mean over the seeds; see `drawing.tiles`.
-
-    Args:
-        axis: Where to draw.
-        group: Runs of one method.
-        layer: Its place among the weights, with 3 x 3 kernels.
-        limit: Entries of P - I at which the colours end.
-    """
-    ends = learned.last(group)
-    drawing.tiles(axis, ends[:, learned.layers(group[0]).index(layer)].mean(axis=0), limit)
-    axis.set(xlabel=f"{group[0].config['method']}, {len(group)} runs")
