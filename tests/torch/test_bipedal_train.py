@@ -39,7 +39,7 @@ from fop_torch.studies.bipedal.train import (
     search,
     setup,
 )
-from fop_torch.studies.bipedal.walker import FALL, LIMIT, TERRAINS, Walker, digest
+from fop_torch.studies.bipedal.walker import FALL, TERRAINS, Walker, digest
 from fop_torch.sweep import run_one
 from fop_torch.training import InterruptedRunError, Session
 from tests.torch import planted
@@ -98,48 +98,6 @@ class Fixed:
     def uniform(self, low: float, high: float) -> float:
         assert (low, high) == (-5, 5)
         return self.number
-
-
-@pytest.mark.parametrize("terrain", TERRAINS)
-def test_states_and_actions(terrain: str) -> None:
-    """24 numbers, of which the last 10 are the LIDAR's: shares of its range, of which some reach the ground."""
-    walker = Walker(terrain)
-    assert walker.observation_space.shape == (24,)
-    assert (walker.action_space.low.tolist(), walker.action_space.high.tolist()) == ([-1] * 4, [1] * 4)
-    observation, _ = walker.reset()
-    assert len(walker.lidar) == 10
-    assert observation[-10:].tolist() == np.float32([each.fraction for each in walker.lidar]).tolist()
-    assert observation[-10:].min() < 1
-    assert ((observation[-10:] > 0) & (observation[-10:] <= 1)).all()
-    assert len(walker.joints) == 4
-    assert observation[:14].tolist() != [0] * 14
-
-
-def test_a_fall_costs_100_and_ends_the_episode() -> None:
-    walker = Walker(FLAT)
-    walker.reset()
-    for action in torques(LIMIT, 1):
-        _, reward, ended, late, _ = walker.step(np.sign(action))
-        if ended:
-            break
-        assert reward > -50
-    assert (reward, ended, late, walker.game_over) == (FALL, True, False, True)
-    assert FALL == -100.0
-    assert walker.steps < LIMIT
-
-
-@pytest.mark.parametrize("terrain", TERRAINS)
-def test_an_episode_has_2000_steps_at_most(terrain: str) -> None:
-    """Of a walker that nobody tells that it fell: it lies there. Gymnasium's own limits differ."""
-    walker = Walker(terrain)
-    walker.reset()
-    walker.world.contactListener = None
-    count, over = 0, (False, False)
-    while over == (False, False) and count < 2100:
-        *_, ended, late, _ = walker.step(np.zeros(4, dtype=np.float32))
-        count, over = count + 1, (ended, late)
-    assert (count, over) == (2000, (False, True))
-    assert {name: gymnasium.spec(name).max_episode_steps for name in TERRAINS} == {FLAT: 1600, HARDCORE: 2000}
 
 
 @pytest.mark.usefixtures("short")
@@ -541,6 +499,13 @@ def test_late_return_weighs_each_episode(monkeypatch: pytest.MonkeyPatch) -> Non
         if value is not None
     ]
     assert study.late_return(planted.record("bipedal", replace(SMALL, iterations=21), table)) == 20
+
+
+def test_policies_are_evaluated_at_both_ends_and_about_forty_times() -> None:
+    assert study.evaluated(lasting(SMALL, 4)) == [0, 4]
+    assert study.evaluated(lasting(SMALL, 20)) == [0, 10, 20]
+    assert study.evaluated(lasting(SMALL, 600)) == list(range(0, 601, 15))
+    assert len(study.evaluated(lasting(SMALL, 7_000))) == 41
 
 
 # ---------------------------------------------------------------------------------------

@@ -215,14 +215,17 @@ def best(records: Sequence[Record], profile: str, method: str) -> tuple[float, i
 
 
 def late_return(record: Record) -> float:
-    """Mean return of the training episodes that ended in the last quarter of a run; falls alone if it diverged."""
+    """Mean return of the training episodes that ended in the last quarter of a run: NaN if none did.
+
+    That of a fall if the run diverged.
+    """
     from fop_torch.studies.bipedal.walker import FALL
 
     if record.status == "diverged":
         return FALL
     means, counts = record.curve("return"), record.curve("episodes")
     late = means.index[means.index > 0.75 * record.config["iterations"]]
-    return float(np.average(means[late], weights=counts[late]))
+    return float(np.average(means[late], weights=counts[late])) if len(late) else np.nan
 
 
 def tuned(profile: str, records: Sequence[Record]) -> list[Config]:
@@ -409,6 +412,14 @@ class Progress:
             setattr(self._ppo, name, value)
 
 
+def evaluated(config: Config) -> list[int]:
+    """PPO steps, 0 and the last among them, after which the policy is evaluated: about 40 of a run and at most a tenth.
+
+    That is seldom, for a walker that stands still takes all its time.
+    """
+    return [*range(0, config.updates, max(10, config.updates // 40)), config.updates]
+
+
 def evaluate(ppo: Lean, config: Config) -> dict[str, float]:
     """The present policy without noise, on episodes of its own, with the same starts each time: see `told`."""
     from fop_torch.studies.bipedal.ppo import Episode
@@ -457,11 +468,10 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
         raise ValueError(f"gains: expected the key of a recorded run, got {config.gains!r}, which is not recorded")
     ppo, walker = build(config)
     policy = ppo.policy
-    # About 100 entries of the layers' curves and at most 40 evaluations a run, however long it is. Evaluations are
-    # seldom since they are long where a walker stands still.
+    # About 100 entries of the layers' curves a run, however long it is.
     per = config.passes
     watch = Watch(ppo, session, Watch.LOOK * max(1, min(per, config.iterations // 100) // Watch.LOOK))
-    seldom = max(10, config.updates // 40)
+    due = evaluated(config)
     ppo.after_step = watch
     if followed is not None:
         ppo.before_step = Lengthen([layer.weight for layer in layers(policy)], followed)
@@ -480,7 +490,7 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
                 ppo.train()
                 done = ppo.steps
                 session.log(done, told(ppo.finished) | {"std": round(float(policy.log_std.detach().exp().mean()), 4)})
-                if done // per % seldom == 0 or done == config.iterations:
+                if done // per in due:
                     session.log(done, evaluate(ppo, config) | {"seconds": round(session.seconds, 1)})
         except FloatingPointError:
             session.status, session.facts["diverged_at"] = "diverged", ppo.steps
