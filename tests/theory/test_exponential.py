@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fop_theory import exponential, noise, structure
 from fop_theory import hypergradient as hg
-from tests.strategies import factors, gradient_pairs
+from tests.helpers import symbols
+from tests.strategies import factors, gradient_pairs, scales
 
 
 @pytest.mark.claim("ours-exponential-update", shows="holds", by="property")
@@ -61,6 +62,104 @@ def test_opposed_gradients_shrink_it() -> None:
     after = exponential.exponential_step([[-2.0]], [[1.0]], [[1.0]], 1.0)
     assert after.item() == pytest.approx(np.exp(-4), rel=1e-12)
     assert structure.factor_after(np.eye(1), [np.array([[1.0]]), np.array([[-2.0]])], 1.0).item() == -3
+
+
+# ---------------------------------------------------------------------------------------
+# Several columns
+
+
+@pytest.mark.claim("ours-exponential-shared", shows="holds", by="symbolic")
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_powers_pass_through_the_small_matrix(power: int) -> None:
+    """`S^j = W (C W^T W)^(j-1) C W^T` for free gradients with two columns: the series follows term by term."""
+    G, H = symbols("g", 2, 2), symbols("h", 2, 2)
+    W, swapped = sp.Matrix.hstack(G, H), sp.Matrix.vstack(H.T, G.T)
+    S = hg.symmetric_product(G, H)
+    assert (S**power - W * (swapped * W) ** (power - 1) * swapped).expand() == sp.zeros(2, 2)
+    assert sp.expand(S.trace() - exponential_gain(G, H)) == 0
+
+
+def exponential_gain(G: sp.Matrix, H: sp.Matrix) -> sp.Expr:
+    """`2 <G, H>`, column by column: the sum of what `log_determinant_gain` gives for each."""
+    return sum(exponential.log_determinant_gain(G[:, j], H[:, j], 1) for j in range(G.shape[1]))
+
+
+@pytest.mark.claim("ours-exponential-shared", shows="holds", by="property")
+@given(gradient_pairs(), st.floats(-2, 2), st.data())
+def test_several_columns_against_lapack(pair, share, data) -> None:
+    G, H = pair
+    M = data.draw(factors(len(G)))
+    a = share / (np.linalg.norm(G) * np.linalg.norm(H) + 1e-300) if np.any(H) else share
+    values, vectors = np.linalg.eigh(a * hg.symmetric_product(G, H))
+    full = (vectors * np.exp(values)) @ vectors.T
+    found = exponential.shared_exponential_step(G, H, M, a)
+    # The small matrix isn't normal: its entries are |G| / |H| and the inverse, and rounding grows with the larger.
+    sizes = [np.linalg.norm(G), np.linalg.norm(H)]
+    uneven = 1 + (max(sizes) / min(sizes) if min(sizes) > 0 else 0)
+    rounding = 1e-12 * uneven * np.exp(2 * abs(share)) * np.linalg.norm(M)
+    np.testing.assert_allclose(found, full @ M, atol=rounding, rtol=0)
+    if uneven < 1e3:
+        sign, log = np.linalg.slogdet(exponential.shared_exponential_step(G, H, np.eye(len(G)), a))
+        assert sign == 1
+        assert abs(log - 2 * a * np.sum(G * H)) <= 1e-11 * uneven * np.exp(4 * abs(share))
+
+
+# ---------------------------------------------------------------------------------------
+# The normalised rate in one dimension
+
+
+@pytest.mark.claim("ours-normalised-one-dimension", shows="holds", by="property")
+@given(st.floats(-1, 1), st.floats(0.02, 0.43))
+def test_it_converges_from_any_first_step(share: float, rate: float) -> None:
+    """From P thousands of times too large or too small: the scale reaches the cycle and theta falls at its pace."""
+    # Until P has come down, theta grows by e^(exponent^2 / 8c): no more than floats hold.
+    e, exponent = np.exp(4 * rate), share * min(8, np.sqrt(4000 * rate))
+    first = np.exp(exponent)
+    arrival = int(abs(exponent) / (4 * rate)) + 2
+    left, scales = exponential.normalised_run(first, rate, arrival + 40)
+    inside = scales[arrival:]
+    assert np.all((inside >= (1 - 1e-9) / e) & (inside <= e * (1 + 1e-9)))
+    worst = np.sinh(2 * rate) ** 2
+    assert worst < 1
+    for t in range(arrival, arrival + 36, 2):
+        assert abs(left[t + 2]) <= worst * abs(left[t]) * (1 + 1e-6) + 1e-300
+
+
+@pytest.mark.claim("ours-normalised-one-dimension", shows="holds", by="property")
+@given(st.floats(-2, 2), st.floats(0.05, 0.4), st.integers(0, 1), scales, scales)
+def test_the_run_is_that_of_the_update(exponent, rate, negative, curvature, lr) -> None:
+    """Against `exponential_step` with gradients of a parabola, at any learning rate and curvature."""
+    theta = np.array([[-1.0 if negative else 1.0]])
+    P = np.exp(exponent) / (lr * curvature)
+    M, h = np.array([[np.sqrt(P)]]), None
+    left, _ = exponential.normalised_run(np.exp(exponent), rate, 8)
+    first = theta.item()
+    for t in range(8):
+        g = curvature * theta
+        if abs(theta.item()) < 1e-9:
+            break
+        assert theta.item() / first == pytest.approx(left[t], rel=1e-6, abs=1e-9)
+        if h is not None:
+            M = exponential.exponential_step(g, h, M, rate / (abs(g.item()) * abs(h.item())))
+        theta, h = theta - lr * M @ M.T @ g, g
+
+
+@pytest.mark.claim("ours-normalised-one-dimension", shows="holds", by="symbolic")
+def test_the_worst_cycle_and_the_largest_rate() -> None:
+    p, c = sp.symbols("p c", positive=True)
+    growth = sp.exp(4 * c)
+    factor = exponential.two_step_factor(p, growth)
+    worst = sp.solve(sp.diff(factor, p), p)
+    assert len(worst) == 1
+    assert sp.simplify(worst[0] - (1 + growth) / (2 * growth)) == 0
+    assert sp.simplify((factor.subs(p, worst[0]) + sp.sinh(2 * c) ** 2).rewrite(sp.exp)) == 0
+    # sinh 2c < 1 is the condition, and at the limit the cycle stands still.
+    limit = sp.asinh(1) / 2
+    assert sp.simplify(sp.sinh(2 * limit).rewrite(sp.exp)) == 1
+    left, _ = exponential.normalised_run(float(worst[0].subs(c, limit)), float(limit), 40)
+    assert abs(left[40]) == pytest.approx(1, abs=1e-9)
+    left, _ = exponential.normalised_run(float(worst[0].subs(c, limit)) * 1.0001, float(limit) * 1.05, 40)
+    assert abs(left[40]) > 1.5
 
 
 def test_refusals() -> None:

@@ -27,12 +27,14 @@ TWOS = "high smoothness squared_norm sigma condition kappa curvature variance hi
 COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
 VALID: dict[str, Any] = {
     **dict.fromkeys(COLUMNS.split(), column),
-    **dict.fromkeys(["P", "M", "M_now", "M_last", "X", "noise", "second_moment", "outcomes"], square),
+    **dict.fromkeys(["P", "Q", "M", "M_now", "M_last", "X", "noise", "second_moment", "outcomes"], square),
     **dict.fromkeys(HALVES.split(), 0.5),
     **dict.fromkeys(TWOS.split(), 2.0),
+    **dict.fromkeys(["budget", "entropy", "distance", "theirs", "constant", "growth", "trace", "gain"], 2.0),
     **dict.fromkeys(COUNTS.split(), 1),
     **dict.fromkeys(["Gs", "Hs", "gradients", "ps"], (column, column)),
     **dict.fromkeys(["curvatures", "weights"], (1.0, 2.0)),
+    "candidates": (column, column),
     "kernel": np.ones((2, 2, 1, 1)),
     "jacobian": np.ones((2, 1, 2, 2)),
     "matrix": np.ones((4, 1)),
@@ -47,6 +49,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "low_rank": {"m": 2},
     "normalised.squared_gain": {"P": square},
     "structure.sign_step": {"slope": square},
+    "exponential": {"p": 0.5},
+    "online": {"rate": 0.1},
+    "budget.mean_move": {"values": (1.0, 2.0), "chances": (0.5, 0.5)},
+    "budget.batch_account": {"rates": (0.5, 0.5)},
     "noise.stationary_covariance": {"H": square, "P": np.eye(2)},
     "noise.stationary_correlation": {"H": square, "P": np.eye(2)},
     "noise.stationary_step_energy": {"H": square, "P": np.eye(2)},
@@ -60,9 +66,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 #: Handed over as they are: what they hold was checked when they were made, or belongs to another library.
 OBJECTS: dict[str, Any] = {
+    "batches": [(lambda theta: theta.sum(), lambda theta: theta)],
     "gradient": lambda theta: theta,
     "layers": counts.all_cnn_c(),
     "outer": objectives.huber(2),
+    "scale": lambda g, h: 1.0,
+    "value": lambda theta: theta.sum(),
     "rng": np.random.default_rng(0),
     "seed": 0,
     "settings": reference.Settings(lr=0.5),
