@@ -15,6 +15,9 @@ BENCH := .venv-bench
 
 .PHONY: help book test deep check lint bench clean
 
+# Hundreds of processes import the same files: they are compiled once, also where the environment forbids it.
+export PYTHONDONTWRITEBYTECODE :=
+
 # One thread a process: the tests run in parallel, and two layers of it are slower.
 test deep: export OMP_NUM_THREADS ?= 1
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 
 from fop_theory.ledger import Mutant
 
-# A forkserver imports the slow libraries once; each mutant then costs a fork, not an import.
+# A forkserver imports what the tests share once; each mutant then costs a fork, not an import.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "hypothesis.strategies", "hypothesis.extra.numpy", "sympy", "scipy.linalg"])
-TIMEOUT = 120
+_context.set_forkserver_preload(
+    ["pytest", "hypothesis.extra.numpy", "numdifftools", "scipy.integrate", "fop_theory.ledger", "tests.helpers"]
+)
+TIMEOUT = 600  # many times what one takes: a busy machine must not look like a survivor
 
 
 def resolve(dotted: str) -> Callable:
@@ -71,11 +73,13 @@ class _FirstFailure:
 
 def _try(mutant: Mutant, tests: Sequence[str], root: str, pipe) -> None:
     import contextlib
+    import gc
     import io
     import os
 
     import pytest
 
+    gc.freeze()  # pytest collects garbage when it ends; what was there before the fork is none
     os.chdir(root)
     os.environ["FOP_HYPOTHESIS"] = "mutant"
     recorder = _FirstFailure()
@@ -86,6 +90,7 @@ def _try(mutant: Mutant, tests: Sequence[str], root: str, pipe) -> None:
                 *tests,
                 "-x",
                 "-q",
+                "--tb=no",
                 "-p",
                 "no:cacheprovider",
                 "-p",
