@@ -188,7 +188,7 @@ def sweep(
             todo = {key: c for key, c in runs(study, profile, records, only).items() if key not in done}
             if not todo:
                 break
-            bar.add({key: config.iterations for key, config in todo.items()})
+            bar.add(todo, call["code"])
             outcomes |= _together(study.name, profile, todo, width, call, bar)
             records = store.load(study.name, profile)
     failed = [outcome for outcome in outcomes.values() if outcome.error]
@@ -236,6 +236,15 @@ def _together(
     return outcomes
 
 
+def steps_done(checkpoint: Path, code: str) -> int:
+    """Steps after which a run goes on: 0 without a checkpoint of this code, or with a broken one (the run says so)."""
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        return state["iteration"] if state["code"] == code else 0
+    except Exception:
+        return 0
+
+
 @contextmanager
 def _workers(cluster: str, jobs: int) -> Iterator[int]:
     """Processes of this machine, or a Dask cluster; gives the number of jobs for joblib."""
@@ -274,14 +283,15 @@ class _Bar:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True) if shown else None
 
-    def add(self, runs: dict[str, int]) -> None:
-        """Watch further runs: their keys and steps."""
-        self._totals |= runs
+    def add(self, runs: dict[str, Any], code: str) -> None:
+        """Watch further runs, by their keys; say where those go on that have a checkpoint of this code."""
+        self._totals |= {key: config.iterations for key, config in runs.items()}
         self._bar.total = sum(self._totals.values())
         self._bar.set_description(f"{self._name}, {len(self._totals)} runs")
-        kept = sum((self._folder / f"{key}.ckpt").exists() for key in runs)
-        begun = f", {kept} with a checkpoint" if kept else ""
-        self._say(f"{self._name}: starting {len(runs)} runs{begun}")
+        self._say(f"{self._name}: starting {len(runs)} runs")
+        for key, config in runs.items():
+            if done := steps_done(self._folder / f"{key}.ckpt", code):
+                self._say(f"{config.label}: goes on after step {done:,} of {config.iterations:,}")
 
     def tell(self, outcome: Outcome) -> None:
         """Say that a run has ended, where no bar shows it."""

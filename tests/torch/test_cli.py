@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from fop_torch import cli, data, plan, results
 from fop_torch.results import Store, run_key
+from fop_torch.sweep import SweepError, steps_done, sweep
 from fop_torch.training import Session
 from tests.torch import tiny_study
 from tests.torch.tiny_study import Config
@@ -213,15 +214,11 @@ def test_missing_data_end_the_sweep_at_once(monkeypatch: pytest.MonkeyPatch, tmp
     assert re.fullmatch(r"Error: mnist: no folder mnist in FOP_DATA \(not set\), .*Remedy: .*\n", found.stderr)
 
 
-def test_without_a_terminal_each_run_has_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_terminal_each_run_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiny_study.RUNS, "paper", [Config(fail="raise"), Config()])
-    folder = tmp_path / "scratch" / "tiny" / "smoke"
-    folder.mkdir(parents=True)
-    (folder / f"{run_key('tiny', Config('FOP', 0))}.ckpt").touch()
-    monkeypatch.setattr(Session, "resume", lambda *_: 0)
     lines = [re.sub(r"\d+ s;", "N s;", line) for line in fop("run", "tiny").stderr.splitlines()]
     assert lines == [
-        "tiny smoke: starting 4 runs, 1 with a checkpoint",
+        "tiny smoke: starting 4 runs",
         "momentum-s0: N s; 1 of 4 runs",
         "momentum-s1: N s; 2 of 4 runs",
         "fop-s0: N s; 3 of 4 runs",
@@ -231,6 +228,26 @@ def test_without_a_terminal_each_run_has_a_line(monkeypatch: pytest.MonkeyPatch,
     ]
     assert "momentum-raise-s0: failed; 1 of 2 runs" in fop("run", "tiny", "--profile", "paper").stderr
     assert fop("run", "tiny", "--again", "--quiet").stderr == ""
+
+
+def test_it_is_said_where_a_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is said is what is done; of other code, or broken, a checkpoint is not gone on from, and nothing is said."""
+    with pytest.raises(SweepError, match="2 of 2 runs failed"):
+        sweep(tiny_study.STUDY, "laptop", quiet=True, every=0.0, stop_after=20)
+    checkpoint = tmp_path / "scratch" / "tiny" / "laptop" / f"{run_key('tiny', Config('FOP', 0, 60))}.ckpt"
+    resumed: list[int] = []
+    resume = Session.resume
+    monkeypatch.setattr(Session, "resume", lambda *given: resumed.append(resume(*given)) or resumed[-1])
+    code = tiny_study.STUDY.code()
+    assert (steps_done(checkpoint, code), steps_done(checkpoint, "other"), steps_done(tmp_path, code)) == (20, 0, 0)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    told = fop("run", "tiny", "--profile", "laptop")
+    assert told.exit_code == 1
+    assert told.stderr.splitlines()[:2] == [
+        "tiny laptop: starting 2 runs", "fop-s1: goes on after step 20 of 60",
+    ]  # fmt: skip
+    assert f"{checkpoint}: the checkpoint cannot be read" in told.stderr
+    assert resumed == [20]
 
 
 def test_ctrl_c_and_the_same_command_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
