@@ -10,7 +10,8 @@ that the cache compares, and which covers
 - files of this repository that a cell or such a module names;
 - the pins, the versions installed for them, Python and the machine;
 - `FOP_PROFILE`, and what every other `FOP_…` variable that this code names holds;
-- the files under `FOP_DATA` and `book/results`, for a page that imports `fop_torch`.
+- the files under `FOP_DATA` and `book/results`, and the images that were downloaded, for a page that imports
+  `fop_torch`.
 
 Where the syntax tree does not tell, more is counted rather than less.
 """
@@ -219,15 +220,27 @@ def dependencies(cells: list[str], page: Path, digests: Digests) -> dict[str, st
     found = {path.relative_to(ROOT).as_posix(): digests.file(path) for path in files}
     found |= _common()
     code = "\n".join([*cells, *(p.read_text(encoding="utf-8") for p in files if p.suffix == ".py")])
-    variables = set(re.findall(r"\bFOP_[A-Z_]+\b", code)) - {"FOP_PROFILE"}
+    variables = set(re.findall(r"\bFOP_[A-Z_]+\b", code)) - {"FOP_PROFILE", "FOP_CACHE"}
     if any(path.is_relative_to(ROOT / "fop_torch") for path in files):
         variables.add("FOP_DATA")
         found["book/results"] = _sha(digests.tree(ROOT / "book" / "results"))
+        found["downloads"] = _sha(downloads(digests))
     for name in sorted(variables):
         value = os.environ.get(name, "")
         held = digests.tree(Path(value)) if value and Path(value).exists() else value
         found[name] = _sha(held)
     return found
+
+
+def cache_folder() -> Path:
+    """Where `fop_torch.data` keeps what it downloads; asking that would take as long as importing torch."""
+    return Path(os.environ.get("FOP_CACHE") or "~/.cache/fop").expanduser()
+
+
+def downloads(digests: Digests) -> dict[str, str]:
+    """SHA-256 of the downloaded files. What a build makes of them itself, decoded images and locks, doesn't count."""
+    found = digests.tree(cache_folder())
+    return {name: sha for name, sha in found.items() if Path(name).parts[0] != "decoded" and Path(name).name != "lock"}
 
 
 def code_cells(text: str, path: Path, config: Any = None) -> list[str]:

@@ -12,6 +12,8 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 import pagekeys  # noqa: E402
 
+from fop_torch import data  # noqa: E402
+
 FILES = {
     "constraints.txt": "numpy==1.0\n",
     "fop_theory/__init__.py": "",
@@ -120,6 +122,34 @@ def test_a_torch_page_depends_on_data_results_and_variables(root, monkeypatch) -
     monkeypatch.setenv("FOP_SEED", "2")
     after = key()
     assert {name for name in before if before[name] != after[name]} == {"FOP_DATA", "FOP_SEED", "book/results"}
+
+
+@pytest.mark.parametrize("where", ["home", "FOP_CACHE"])
+def test_a_torch_page_depends_on_downloaded_images_and_not_on_what_is_made_of_them(root, monkeypatch, where) -> None:
+    """A page that made do with a stand-in runs again when the images are there."""
+    monkeypatch.setenv("HOME", str(root / "home"))
+    monkeypatch.delenv("FOP_CACHE", raising=False)
+    (root / "fop_torch/run.py").write_text("os.environ['FOP_CACHE']\n", encoding="utf-8")
+    if where == "FOP_CACHE":
+        monkeypatch.setenv("FOP_CACHE", str(root / "kept"))
+    folder = root / ("kept" if where == "FOP_CACHE" else "home/.cache/fop")
+    assert pagekeys.cache_folder() == folder == data._cache()
+    page, digests = root / "book/theory/page.md", pagekeys.Digests(root / "_build/digests.json")
+
+    def key() -> dict[str, str]:
+        return pagekeys.dependencies(["from fop_torch import run"], page, digests)
+
+    def put(name: str) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("new", encoding="utf-8")
+
+    before = key()
+    put("mnist/MNIST/raw/images.gz")
+    after = key()
+    assert {name for name in after if before.get(name) != after[name]} == {"downloads"}
+    put("decoded/images.npz")
+    put("mnist/lock")
+    assert key() == after
 
 
 def test_digests_are_of_content_and_survive_a_build(root) -> None:
