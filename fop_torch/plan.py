@@ -46,9 +46,10 @@ class Device:
     memory: float
 
 
-#: As NVIDIA states them, without sparsity, which doubles its tensor cores' numbers; RTX 4090: accumulated in float32.
-#: Held against sellers' reprints of the data sheets: H100 and L40S whole, the rates of A100, bandwidth and TF32 of L4.
-#: Not held against anything: the bandwidths of A100 and H200, and the RTX 4090.
+#: As NVIDIA's data sheets state them, without sparsity, which doubles the tensor cores' numbers; RTX 4090: accumulated
+#: in float32. Held against pages that repeat the sheets, not against the sheets themselves. L40S: mullet.se; A100:
+#: glennklockwood.com/garden/processors/A100, bandwidth thundercompute.com; H100 and H200, whose products are the same:
+#: itkb.uw.cz, hmc-tech.com/gpu; L4: fpsbench.com, grokipedia.com, store.sourcecode.com; RTX 4090: waredb.com/processor.
 DEVICES = {
     "h200": Device("H200 SXM", 989e12, 494e12, 67e12, 4.8e12, 141e9),
     "h100": Device("H100 SXM", 989e12, 494e12, 67e12, 3.35e12, 80e9),
