@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fop_theory import checks
-from fop_theory.algebra import inner
+from fop_theory.algebra import inner, root
 from fop_theory.hypergradient import preconditioned_step
 
 
@@ -319,6 +319,186 @@ def best_factor(condition: Any, smoothness: Any, mu: Any) -> Any:
     condition = checks.scalar("condition", condition, low=1)
     checks.finite(smoothness=smoothness, mu=mu)
     return 1 - mu * 4 * condition / (smoothness * (1 + condition) ** 2)
+
+
+def strongly_convex_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
+    """Theorem 2D: contraction of `f - f*` where f is even strongly convex: `max(|1 - eta mu m|, |1 - eta L b|)^2`.
+
+    It is the worst case over all such f and all P, and a quadratic in the plane attains it.
+
+    Args:
+        low: Smallest eigenvalue m of P, positive.
+        high: Largest eigenvalue b of P.
+        size: Step size eta, `eta L b <= 2`.
+        smoothness: L.
+        mu: Constant of strong convexity.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: If P is not positive definite or the step is not admissible.
+    """
+    low = checks.scalar("low", low, low=0, strict=True)
+    high = checks.scalar("high", high, low=low)
+    size = checks.scalar("size", size, low=0)
+    checks.finite(smoothness=smoothness, mu=mu)
+    checks.scalar("size * smoothness * high", size * smoothness * high, high=2 * (1 + 1e-12))
+    return max(abs(1 - size * mu * low), abs(1 - size * smoothness * high)) ** 2
+
+
+def best_strongly_convex_step(low: Any, high: Any, smoothness: Any, mu: Any) -> Any:
+    """The step with the smallest `strongly_convex_factor`: `2 / (L b + mu m)`.
+
+    Args:
+        low: Smallest eigenvalue m of P.
+        high: Largest eigenvalue b of P.
+        smoothness: L.
+        mu: Constant of strong convexity.
+
+    Raises:
+        ValueError: If L is not positive.
+    """
+    smoothness = checks.scalar("smoothness", smoothness, low=0, strict=True)
+    checks.finite(low=low, high=high, mu=mu)
+    return 2 / (smoothness * high + mu * low)
+
+
+def short_step_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
+    """Theorem 2F: contraction of `f - f*` in a short step where f is PL, convex or not: `(1 - eta mu m)^2`.
+
+    It is the worst case, the same as under strong convexity: a quadratic attains it.
+
+    Args:
+        low: Smallest eigenvalue m of P, positive.
+        high: Largest eigenvalue b of P.
+        size: Step size eta, `eta L b <= 1`.
+        smoothness: L.
+        mu: PL constant.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: If P is not positive definite or the step is not short.
+    """
+    low = checks.scalar("low", low, low=0, strict=True)
+    high = checks.scalar("high", high, low=low)
+    size = checks.scalar("size", size, low=0)
+    checks.finite(smoothness=smoothness, mu=mu)
+    checks.scalar("size * smoothness * high", size * smoothness * high, high=1 + 1e-12)
+    return (1 - size * mu * low) ** 2
+
+
+def highest_climb(gap: Any, mu: Any, size: Any) -> Any:
+    """What a climb from y reaches of `f - f* - |x - y|^2 / (2 size)`, by the PL inequality: `gap / (1 - size mu)`.
+
+    After the length l of steepest ascent `f - f*` is at least `(sqrt(gap) + sqrt(mu / 2) l)^2`; the best length is
+    `size sqrt(2 mu gap) / (1 - size mu)`.
+
+    Args:
+        gap: f - f* at y.
+        mu: PL constant.
+        size: A positive number, `size mu < 1`.
+
+    Raises:
+        ValueError: If the size is not positive or `size mu` not below 1.
+    """
+    size = checks.scalar("size", size, low=0, strict=True)
+    checks.finite(gap=gap, mu=mu)
+    checks.scalar("size * mu", size * mu, high=1, strict=True)
+    return gap / (1 - size * mu)
+
+
+def relative_curvatures(M: Any, A: Any) -> tuple[float, float]:
+    """Theorem 2B's constants for `f = theta^T A theta / 2` and `P = M M^T`: the ends of the spectrum of `M^T A M`.
+
+    In the coordinates phi with `theta = M phi` the preconditioned step is the plain one, and this is f's Hessian.
+
+    Args:
+        M: Factor of P, `[n, n]`, invertible.
+        A: Hessian, positive semi-definite `[n, n]`, not zero.
+
+    Returns:
+        `(mu_P, L_P)`: the smallest positive eigenvalue and the largest.
+
+    Raises:
+        ValueError: If a matrix is not what it should be.
+    """
+    A = checks.matrix("A", A, symmetric=True, positive="semidefinite")
+    M = checks.matrix("M", M, shape=A.shape)
+    eigenvalues = np.linalg.eigvalsh(M.T @ A @ M)
+    if not eigenvalues[-1] > 0:
+        raise ValueError("A: expected a matrix that is not zero")
+    positive = eigenvalues[eigenvalues > 1e-12 * eigenvalues[-1]]
+    return float(positive[0]), float(positive[-1])
+
+
+def changing_factor(conditions: Any, smoothness: Any, mu: Any) -> Any:
+    """Theorem 2C: what is left of `f - f*` at most when P changes: the product of `best_factor(kappa_k)`.
+
+    Args:
+        conditions: The condition numbers kappa_k of P_k, each stepped with by its own `best_step`.
+        smoothness: L.
+        mu: PL constant.
+
+    Returns:
+        The factor; it tends to zero if and only if the sum of `1 / kappa_k` has no bound.
+
+    Raises:
+        ValueError: If a condition number is less than 1.
+    """
+    checks.finite(smoothness=smoothness, mu=mu)
+    product = 1
+    for condition in conditions:
+        condition = checks.scalar("conditions", condition, low=1)
+        product = product * best_factor(condition, smoothness, mu)
+    return product
+
+
+def stalled_factor(conditions: Any, smoothness: Any, mu: Any) -> Any:
+    """What is left at least on `(L x^2 + mu y^2) / 2` with `P_k = diag(1, 1 / kappa_k)`, whatever the steps.
+
+    No step up to `2 / (L high)` moves y by more than `2 mu y / (L kappa_k)`.
+
+    Args:
+        conditions: The condition numbers kappa_k, each above `2 mu / L`.
+        smoothness: L.
+        mu: PL constant.
+
+    Returns:
+        The product of `(1 - 2 mu / (L kappa_k))^2`, a factor of the part of f that is y's.
+
+    Raises:
+        ValueError: If L is not positive or a condition number is at most `2 mu / L`.
+    """
+    smoothness = checks.scalar("smoothness", smoothness, low=0, strict=True)
+    mu = checks.scalar("mu", mu, low=0)
+    product = 1
+    for condition in conditions:
+        condition = checks.scalar("conditions", condition, low=2 * mu / smoothness, strict=True)
+        product = product * (1 - 2 * mu / (smoothness * condition)) ** 2
+    return product
+
+
+def lipschitz_radius(slope: Any, gap: Any, mu: Any) -> Any:
+    """How far a slope of at most K and the PL inequality go together: `(K - sqrt(2 mu (f - f*))) / mu`.
+
+    Args:
+        slope: K, which `|g|` does not exceed in a ball.
+        gap: f - f* at its centre.
+        mu: PL constant in the ball.
+
+    Returns:
+        The largest radius that the ball can have; negative if K is too small for the centre itself.
+
+    Raises:
+        ValueError: If mu is not positive or the gap is negative.
+    """
+    mu = checks.scalar("mu", mu, low=0, strict=True)
+    gap = checks.scalar("gap", gap, low=0)
+    checks.finite(slope=slope)
+    return (slope - root(2 * mu * gap)) / mu
 
 
 def theorem_2_is_true(low: Any, high: Any) -> bool:

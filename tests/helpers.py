@@ -69,7 +69,7 @@ def symbols(name: str, m: int, n: int = 1) -> sp.Matrix:
 
 def counterexample(strategy: SearchStrategy, breaks: Callable[[Any], bool]) -> Any:
     """What hypothesis finds; it raises `NoSuchExample` when there's nothing to find."""
-    return find(strategy, breaks, settings=settings(max_examples=300, database=None), random=random.Random(0))
+    return find(strategy, breaks, settings=settings(max_examples=200, database=None), random=random.Random(0))
 
 
 def interval(samples: np.ndarray, confidence: float = 0.9999) -> tuple[float, float]:

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 import fop_theory
-from fop_theory import counts, objectives, reference
+from fop_theory import certificates, counts, objectives, reference
 
 column, square = np.array([[1.0], [2.0]]), np.array([[2.0, 0.5], [0.5, 1.0]])
 COLUMNS = (
     "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector chances"
 )
 HALVES = "lr hyper_lr rate decay weight_decay damping tau mu low size beta1 beta2 eigenvalue rho ridge time loss gap"
-TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees"
+TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees far"
 COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
 VALID: dict[str, Any] = {
     **dict.fromkeys(COLUMNS.split(), column),
@@ -33,7 +33,11 @@ VALID: dict[str, Any] = {
     **dict.fromkeys(["budget", "entropy", "distance", "theirs", "constant", "growth", "trace", "gain"], 2.0),
     **dict.fromkeys(COUNTS.split(), 1),
     **dict.fromkeys(["Gs", "Hs", "gradients", "ps"], (column, column)),
-    **dict.fromkeys(["curvatures", "weights"], (1.0, 2.0)),
+    **dict.fromkeys(["curvatures", "weights", "conditions"], (1.0, 2.0)),
+    "balance": 1.0,
+    "end": 0.5,
+    "image": column,
+    "decrease": 0.25,
     "candidates": (column, column),
     "kernel": np.ones((2, 2, 1, 1)),
     "jacobian": np.ones((2, 1, 2, 2)),
@@ -63,6 +67,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "objectives.quadratic": {"A": square},
     "objectives.composed": {"A": square},
     "algebra.identity_beside": {"A": square},
+    "descent.relative_curvatures": {"A": square},
+    "descent.lipschitz_radius": {"slope": 2.0},
+    "descent.short_step_factor": {"size": 0.1},
 }
 #: Handed over as they are: what they hold was checked when they were made, or belongs to another library.
 OBJECTS: dict[str, Any] = {
@@ -75,12 +82,18 @@ OBJECTS: dict[str, Any] = {
     "rng": np.random.default_rng(0),
     "seed": 0,
     "settings": reference.Settings(lr=0.5),
+    "start": certificates.Point(column, column, 1.0),
     "state": reference.initial_state(column, square),
+    "stop": certificates.Point(column, column, 1.0),
 }
 #: Not swept, each with its reason.
 EXEMPT = {
     "algebra.root": "an operation on checked numbers",
     "algebra.elementwise": "an operation on checked matrices",
+    "certificates.record": "writes a file",
+    "certificates.solved": "takes a row of the grid",
+    "certificates.worst_change": "asks a solver; swept with it in test_certificates",
+    "certificates.worst_factor": "asks a solver; swept with it in test_certificates",
     "reference.complex_step_gradient": "takes a function; its arrays come from the oracle, which checked them",
     "reference.oracle_hypergradient": "takes the last step, which the oracle checked when it took it",
     "reference.precondition": "also takes the complex numbers of the complex step",
