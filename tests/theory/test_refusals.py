@@ -23,7 +23,9 @@ COLUMNS = (
     "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector chances"
 )
 HALVES = "lr hyper_lr rate decay weight_decay damping tau mu low size beta1 beta2 eigenvalue rho ridge time loss gap"
+HALVES += " share limit"
 TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees far"
+TWOS += " norm radius slope_bound"
 COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
 VALID: dict[str, Any] = {
     **dict.fromkeys(COLUMNS.split(), column),
@@ -76,6 +78,7 @@ OBJECTS: dict[str, Any] = {
     "batches": [(lambda theta: theta.sum(), lambda theta: theta)],
     "gradient": lambda theta: theta,
     "layers": counts.all_cnn_c(),
+    "length": lambda t, P: 0.5,
     "outer": objectives.huber(2),
     "scale": lambda g, h: 1.0,
     "value": lambda theta: theta.sum(),
@@ -96,6 +99,7 @@ EXEMPT = {
     "certificates.worst_factor": "asks a solver; swept with it in test_certificates",
     "reference.complex_step_gradient": "takes a function; its arrays come from the oracle, which checked them",
     "reference.oracle_hypergradient": "takes the last step, which the oracle checked when it took it",
+    "convergence.learn": "a generator: it refuses when its first step is asked for (test_convergence)",
     "reference.precondition": "also takes the complex numbers of the complex step",
 }
 
