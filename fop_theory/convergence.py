@@ -24,7 +24,15 @@ Order = Literal["m-first", "paper"]
 ORDERS: tuple[Order, ...] = ("m-first", "paper")
 
 
-def _order(order: str) -> str:
+def check_order(order: Any) -> Any:
+    """Return the order if it is one of the two.
+
+    Args:
+        order: `"m-first"` or `"paper"`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if not isinstance(order, str) or order not in ORDERS:
         raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
     return order
@@ -70,7 +78,7 @@ def learn(
     """
     theta = checks.matrix("theta", theta, shape=(None, 1))
     M = checks.matrix("M", M, shape=(theta.shape[0], None))
-    _order(order)
+    check_order(order)
     last = None
     for t in range(steps):
         g = gradient(theta)
