@@ -48,6 +48,21 @@ def preconditioners(steps):
     return [(s.M @ s.M.T) for s in steps]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"theta": np.ones((2, 2))}, "theta: expected shape"),
+        ({"M": np.ones((3, 1))}, "M: expected shape"),
+        ({"rate": np.nan}, "rate: expected a finite number"),
+        ({"order": "both"}, "order: expected one of m-first, paper"),
+    ],
+)
+def test_the_run_refuses_bad_arguments(change, message) -> None:
+    good = {"theta": np.ones((2, 1)), "M": np.ones((2, 2)), "rate": 0.1, "order": "paper"}
+    with pytest.raises(ValueError, match=message):
+        list(convergence.learn(huber_slope(), **{**good, **change}, length=lambda t, P: 0.1, steps=3))
+
+
 # ---------------------------------------------------------------------------------------
 # The bound on |P(t)|
 

@@ -79,6 +79,7 @@ OBJECTS: dict[str, Any] = {
     "gradient": lambda theta: theta,
     "layers": counts.all_cnn_c(),
     "length": lambda t, P: 0.5,
+    "order": "m-first",
     "outer": objectives.huber(2),
     "scale": lambda g, h: 1.0,
     "value": lambda theta: theta.sum(),
