@@ -307,7 +307,11 @@ def test_figures_are_drawn(printed) -> None:
     P = learned.matrices(group[0], "P", 4)[1][-1] - np.eye(9)
     # The centre's row is the tile in the middle.
     assert image[3:6, 3:6].ravel() == pytest.approx(P[4])
-    figures.entries(axes[2:4], group[0])
+    figures.entries(axes[2:4], group)
+    for row in axes[2:4]:
+        for axis in row:
+            # Every entry is counted at every moment: shares add up to one.
+            np.testing.assert_allclose(np.square(axis.collections[0].get_array()).sum(axis=0), 1)
     figures.spectra(axes[0, 2], group)
     figures.along_common(axes[0, 3], printed)
     figures.agreement(axes[0, 4], group)

@@ -23,22 +23,31 @@ SHADES = dict(zip(LAYERS, ("#B3D5EC", "#85BDE2", "#4A9BD0", "#0072B2", "#00508A"
 training, leads, evolution = (partial(draw, HALF) for draw in (drawing.training, drawing.leads, drawing.evolution))
 
 
-def entries(axes: Sequence[Any], record: Record) -> None:
-    """The entries of P over a run, as in Figure 5 (b): on the diagonal above, off it below; a column for each layer.
+def entries(axes: Sequence[Any], group: Sequence[Record], bins: int = 50) -> None:
+    """Histograms of the entries of P over a run, as in Figure 5 (b): on the diagonal above, off it below.
+
+    A column of a panel is the histogram of one moment, drawn as shades: the darker, the more of the entries.
 
     Args:
-        axes: `[2, 7]`.
-        record: The run.
+        axes: `[2, 7]`, a column for each layer.
+        group: Runs of one method, whose entries are counted together.
+        bins: Of a histogram; the same for all layers.
     """
     off = ~np.eye(SIDE * SIDE, dtype=bool)
-    for column, layer in enumerate(LAYERS):
-        steps, P = learned.matrices(record, "P", layer)
-        for row, values in enumerate((P[:, ~off], P[:, off])):
-            axis = axes[row][column]
-            axis.fill_between(steps / EPOCH, values.min(axis=1), values.max(axis=1), color=SHADES[layer], alpha=0.4)
-            axis.plot(steps / EPOCH, values.mean(axis=1), color=SHADES[layer])
-        axes[0][column].set_title(f"layer {layer}", fontsize=7)
-        axes[1][column].set(xlabel="epochs")
+    found = {layer: [learned.matrices(record, "P", layer) for record in group] for layer in LAYERS}
+    epochs = found[LAYERS[0]][0][0] / EPOCH
+    for row, which in zip(axes, (~off, off), strict=True):
+        # The entries of every layer, [t, n].
+        values = {layer: np.concatenate([P[:, which] for _, P in each], axis=1) for layer, each in found.items()}
+        edges = np.linspace(*np.quantile(list(values.values()), (0, 1)), bins + 1)
+        for axis, each in zip(row, values.values(), strict=True):
+            shares = [np.histogram(moment, edges)[0] / len(moment) for moment in each]
+            axis.pcolormesh(epochs, (edges[1:] + edges[:-1]) / 2, np.sqrt(shares).T, cmap="Blues", vmin=0, vmax=0.8)
+            axis.plot(epochs, each.mean(axis=1), color="black", linewidth=0.8)
+            axis.grid(visible=False)
+    for top, bottom, layer in zip(*axes, LAYERS, strict=True):
+        top.set_title(f"layer {layer}", fontsize=7)
+        bottom.set(xlabel="epochs")
     axes[0][0].set(ylabel="diagonal of P")
     axes[1][0].set(ylabel="off it")
 
