@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 
-from fop_theory.plots import COLORS
+from fop_theory.plots import COLORS, THEORY
 from fop_torch.results import Record
 from fop_torch.statistics import compare
 from fop_torch.studies import reading
@@ -94,3 +95,32 @@ def evolution(half: Half, axes: Sequence[Any], record: Record, layer: int, limit
     for axis, moment in zip(axes, moments, strict=True):
         tiles(axis, P[moment], limit)
         axis.set(xlabel=f"epoch {steps[moment] / half.epoch[half.profile_of([record])]:g}")
+
+
+def shades(count: int) -> list[Any]:
+    """A colour for each layer, from the image, light, to the classes, dark."""
+    return list(matplotlib.colormaps["Blues"](np.linspace(0.35, 1, count)))
+
+
+def agreement(half: Half, axis: Any, group: Sequence[Record]) -> None:
+    """How far successive gradients agree along what all positions have in common, by layer: means over the seeds."""
+    layers = learned.layers(group[0], "C")
+    for layer, color in zip(layers, shades(len(layers)), strict=True):
+        found = [learned.successive(record, layer)["common"] for record in group]
+        axis.plot(found[0].index / half.epoch[half.profile_of(group)], np.mean(found, axis=0), color=color,
+                  label=f"layer {layer}")  # fmt: skip
+    axis.axhline(0, **THEORY)
+    axis.set(xlabel="epochs", ylabel="agreement of successive gradients")
+
+
+def common(half: Half, axis: Any, group: Sequence[Record]) -> None:
+    """P along what all positions have in common, over a run, by layer: means over the seeds."""
+    layers = learned.layers(group[0])
+    for layer, color in zip(layers, shades(len(layers)), strict=True):
+        found = [learned.matrices(record, "P", layer) for record in group]
+        along = [np.einsum("i,tij,j->t", learned.ONES, P, learned.ONES) for _, P in found]
+        steps = found[0][0] / half.epoch[half.profile_of(group)]
+        # From the identity on, which is not recorded.
+        axis.plot([0, *steps], [1, *np.mean(along, axis=0)], color=color, label=f"layer {layer}")
+    axis.axhline(1, **THEORY)
+    axis.set(xlabel="epochs", ylabel="P along (1, …, 1)")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fop_theory import counts
 from fop_theory.ledger import read_claims
 from fop_torch.results import Record
 from fop_torch.statistics import Comparison, Thresholds, compare, judge_all
-from fop_torch.studies import reading
+from fop_torch.studies import cost, reading
 from fop_torch.studies.reading import Finding, MissingRunsError, all_of, curves, final, paired, reach, together
 from fop_torch.studies.vision import VisionConfig
 
@@ -37,6 +38,20 @@ class Rules:
     loss: Mapping[str, float]
 
 
+def _matrices(layers: Sequence[counts.Layer]) -> int:
+    """Entries of FOP's matrices, and the one number of each linear layer."""
+    return counts.entries_of_spatial_factors(layers) + sum(layer.dense for layer in layers)
+
+
+#: What each method adds to a network.
+ADDED: dict[str, Callable[[Sequence[counts.Layer]], int]] = {
+    "S-HD": counts.scalar_rates,
+    "PP-HD": counts.parameters,
+    "FOP-norm": _matrices,
+    "FOP": _matrices,
+}
+
+
 @dataclass(frozen=True)
 class Half:
     """How one half of the figure is read.
@@ -50,6 +65,7 @@ class Half:
             method's usual one.
         epoch: Steps of an epoch, for each profile.
         tested: Images of the test set, for each profile.
+        network: Its name in the record of measured times.
         whole: A setting that the smaller profiles reduce, and its value at the paper's scale.
         rules: What decides.
         rates: Usual learning rates of the hyper-optimizer, where they are not the paper's 1e-4.
@@ -62,6 +78,7 @@ class Half:
     others: tuple[tuple[str, float | None], ...]
     epoch: Mapping[str, int]
     tested: Mapping[str, int]
+    network: str
     whole: tuple[str, Any]
     rules: Rules
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -174,6 +191,30 @@ class Half:
         """FOP against other methods by one of the two measures above, by the other's name."""
         ours = self.pick(records, "FOP")
         return {other: ahead(ours, self.pick(records, other), **options) for other in others}
+
+    def table(self, records: Sequence[Record], layers: Sequence[counts.Layer], clock: dict[str, Any]) -> str:
+        """The figure's table: each printed number, and ours.
+
+        Args:
+            records: The runs, for the accuracies.
+            layers: The paper's network, on which added parameters are counted.
+            clock: The record of measured times, see `studies.cost`; all methods were timed in turns.
+        """
+        claims, timed = {claim.id: claim.value for claim in read_claims()}, cost.rows(clock, "training")
+        lines = []
+        for method, row in self.rows.items():
+            group = final(self.pick(records, method))
+            spread = f" ± {group.std(ddof=1):.1f}" if len(group) > 1 else ""
+            line = [method, f"{claims[row]:.1f}", f"{group.mean():.1f}{spread}"]
+            if method in ADDED:
+                time = claims[row.replace("acc", "time")]
+                parameters = claims[row.replace("acc", "params").replace("fop-norm", "fop")]
+                (seen,) = (each for each in timed if each["network"] == self.network and each["name"] == method)
+                line += [f"{parameters:,.0f}", f"{ADDED[method](layers):,}", f"{time:.1f}"]
+                line += [f"{seen['by_step']['value']:.1f}"]
+            lines.append(line + [""] * (7 - len(line)))
+        head = ("", "accuracy, %", "ours", "parameters", "counted", "time, %", "measured")
+        return cost.table(head, lines)
 
     # -----------------------------------------------------------------------------------
     # Findings

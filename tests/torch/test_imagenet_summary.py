@@ -31,11 +31,17 @@ for _i, _j in learned.pairs():
 
 @dataclass(frozen=True)
 class World:
-    """What is planted: final test accuracy in percent, epochs to half of the way, and P, by the method."""
+    """What is planted: final test accuracy in percent, epochs to half of the way, and P, by the method.
+
+    And, for all: how often P could go its way in the run's time, and how far successive gradients agree along the
+    common direction, by the time from 0 to 1.
+    """
 
     end: Callable[[str], float]
     halfway: Callable[[str], float]
     P: Callable[[str], np.ndarray]
+    pace: float = 1.0
+    agreement: Callable[[float], float] = lambda t: 0.1
 
 
 PRINTED = World(
@@ -48,6 +54,8 @@ ONES_WORLD = World(
     end=lambda method: 53.0 if method == "flipped" else 50.0,
     halfway=lambda method: 2.5 if method == "FOP" else 1.2,
     P=lambda method: np.eye(9) + (-0.6 if method == "flipped" else 0.9) * np.outer(ONES, ONES),
+    pace=2.0,
+    agreement=lambda t: 0.1 if t < 0.6 else 0.01,
 )
 
 
@@ -64,10 +72,14 @@ def record(study: str, config: Config | cifar10.Config, world: World, epoch: int
         if place % 4 == 0:
             rows.append((int(step), "", "test_accuracy", end * share + 0.05 * rng.standard_normal()))
             rows.append((int(step), "", "seconds", step / 10))
-    P = world.P(config.method)
     for layer in WHERE:
-        noise = 1e-5 * rng.standard_normal((9, 9))
-        rows += [(config.iterations, str(layer), *each) for each in entries("P", P + noise + noise.T).items()]
+        for step in steps[4::4]:
+            part = float(step / config.iterations)
+            noise = 1e-5 * rng.standard_normal((9, 9))
+            P = np.eye(9) + min(1.0, world.pace * part) * (world.P(config.method) - np.eye(9)) + noise + noise.T
+            X = 10 * world.agreement(part) * np.outer(ONES, ONES) + 1e-3 * np.diag(rng.standard_normal(9))
+            for name, matrix in (("P", P), ("C", 10 * np.eye(9)), ("X", X)):
+                rows += [(int(step), str(layer), *each) for each in entries(name, matrix).items()]
     rows += [(config.iterations, "1", *each) for each in entries("P", np.eye(49)).items()]
     return planting.record(study, config, rows)
 
@@ -98,6 +110,9 @@ def test_a_world_as_printed_matches_but_for_the_printed_numbers(seeds: int) -> N
     assert said(found["ours-imagenet-controls"]) == ["matches"]
     assert said(found["fig-5-whitening"]) == ["matches"] * 3
     assert said(found["ours-imagenet-ones"]) == ["differs"]
+    # P still moves in the second half, and gradients agree as before.
+    assert said(found["ours-imagenet-settles"]) == ["differs"]
+    assert said(found["ours-imagenet-agreement"]) == ["matches", "differs"]
     for row in summary.ROWS.values():
         assert said(found[row]) == ["undecided"], row
 
@@ -108,6 +123,8 @@ def test_a_world_of_common_modes_and_a_late_fop(ones) -> None:
     assert said(found["ours-imagenet-controls"]) == ["differs"]
     assert said(found["ours-imagenet-flipped-better"]) == ["matches"]
     assert said(found["ours-imagenet-ones"]) == ["matches"]
+    assert said(found["ours-imagenet-settles"]) == ["matches"]
+    assert said(found["ours-imagenet-agreement"]) == ["matches", "matches"]
     # With the sign flipped P shrinks there; all entries off its diagonal are alike, so that wrapping is not told.
     assert said(found["ours-imagenet-flipped"]) == ["matches", "matches", "undecided", "matches", "matches", "matches"]
     _, neighbours, _ = found["fig-5-whitening"]
@@ -125,6 +142,23 @@ def test_the_papers_scale_decides_the_printed_numbers() -> None:
         found = summary.verdicts(made)
         assert {each for row in summary.ROWS.values() for each in said(found[row])} == {verdict}
         assert said(found["ours-imagenet-flipped-better"]) == ["undecided"]
+
+
+def test_the_table_in_the_papers_form(printed) -> None:
+    """Printed and ours side by side; times are those of the record, whichever method stands first in it."""
+    clock = {"rows": [
+        {"section": "training", "network": network, "name": name, "by_step": {"value": place + (network == "x")}}
+        for network in ("x", "ResNet-18") for place, name in enumerate(("FOP", "FOP-norm", "PP-HD", "S-HD"))
+    ]}  # fmt: skip
+    head, *lines = summary.HALF.table(printed, summary.figure2.counts.resnet18(4), clock).splitlines()
+    assert head.split() == ["accuracy,", "%", "ours", "parameters", "counted", "time,", "%", "measured"]
+    found = {line.split()[0]: line.split()[1:] for line in lines}
+    assert list(found) == list(summary.ROWS)
+    assert found["momentum"][:3] == ["69.7", "55.0", "±"]
+    assert found["S-HD"][4:] == ["22", "22", "0.3", "3.0"]
+    assert found["PP-HD"][4:] == ["275,000,000", "11,693,736", "7.1", "2.0"]
+    assert found["FOP-norm"][4:] == ["197", "3,702", "2.1", "1.0"]
+    assert found["FOP"][4:] == ["197", "3,702", "1.7", "0.0"]
 
 
 def test_one_image_is_the_resolution(printed) -> None:
@@ -182,15 +216,21 @@ def test_layers_are_those_with_3_x_3_kernels(printed) -> None:
 
 def test_figures_are_drawn(printed) -> None:
     assert figures.ninth() == 11
-    _, axes = plt.subplots(1, 4)
+    _, axes = plt.subplots(1, 6)
     figures.training(axes[0], printed)
     assert len(axes[0].lines) == 5
     assert axes[0].lines[0].get_xdata()[-1] == 6
     figures.leads(axes[1], printed)
     assert [label.get_text() for label in axes[1].get_yticklabels()][-2:] == ["matched", "flipped"]
-    figures.evolution(axes[2:3], summary.HALF.pick(printed, "FOP")[0], 11, 0.5)
-    assert axes[2].get_xlabel() == "epoch 6"
-    image = np.asarray(axes[2].images[0].get_array())
+    figures.evolution(axes[2:4], summary.HALF.pick(printed, "FOP")[0], 11, 0.5)
+    assert [axis.get_xlabel() for axis in axes[2:4]] == ["epoch 1", "epoch 6"]
+    image = np.asarray(axes[3].images[0].get_array())
     # The tile in the middle is the centre's row: itself less one, and four neighbours.
     assert image[3:6, 3:6].ravel() == pytest.approx(PRINTED.P("FOP")[4] - np.eye(9)[4], abs=1e-4)
+    group = summary.HALF.pick(printed, "FOP")
+    figures.agreement(axes[4], group)
+    figures.common(axes[5], group)
+    for axis, end in ((axes[4], 0.1), (axes[5], learned.ONES @ PRINTED.P("FOP") @ learned.ONES)):
+        assert len(axis.lines) == 1 + len(WHERE)
+        assert axis.lines[0].get_ydata()[-1] == pytest.approx(end, abs=1e-3)
     plt.close("all")

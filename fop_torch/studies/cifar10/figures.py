@@ -17,8 +17,7 @@ from fop_torch.studies.cifar10.summary import HALF
 from fop_torch.studies.cifar10.train import EPOCH
 from fop_torch.studies.reading import MissingRunsError
 
-#: Layers from the image, light, to the classes, dark.
-SHADES = dict(zip(LAYERS, ("#B3D5EC", "#85BDE2", "#4A9BD0", "#0072B2", "#00508A", "#02395F", "#02233D"), strict=True))
+SHADES = dict(zip(LAYERS, drawing.shades(len(LAYERS)), strict=True))
 
 training, leads, evolution = (partial(draw, HALF) for draw in (drawing.training, drawing.leads, drawing.evolution))
 
@@ -39,7 +38,8 @@ def entries(axes: Sequence[Any], group: Sequence[Record], bins: int = 50) -> Non
     for row, which in zip(axes, (~off, off), strict=True):
         # The entries of every layer, [t, n].
         values = {layer: np.concatenate([P[:, which] for _, P in each], axis=1) for layer, each in found.items()}
-        edges = np.linspace(*np.quantile(list(values.values()), (0, 1)), bins + 1)
+        everything = np.concatenate(list(values.values()))
+        edges = np.linspace(everything.min(), everything.max(), bins + 1)
         for axis, each in zip(row, values.values(), strict=True):
             shares = [np.histogram(moment, edges)[0] / len(moment) for moment in each]
             axis.pcolormesh(epochs, (edges[1:] + edges[:-1]) / 2, np.sqrt(shares).T, cmap="Blues", vmin=0, vmax=0.8)
@@ -80,10 +80,6 @@ def along_common(axis: Any, records: Sequence[Record], layer: int = 4) -> None:
 
 
 def agreement(axis: Any, group: Sequence[Record]) -> None:
-    """How far successive gradients agree along what all positions have in common, by layer: means over the seeds."""
-    for layer in LAYERS:
-        found = [learned.successive(record, layer)["common"] for record in group]
-        axis.plot(found[0].index / EPOCH, np.mean(found, axis=0), color=SHADES[layer], label=f"layer {layer}")
-    axis.axhline(0, **THEORY)
-    axis.set(xlabel="epochs", ylabel="agreement of successive gradients")
+    """See `drawing.agreement`."""
+    drawing.agreement(HALF, axis, group)
     axis.legend(fontsize=6)

@@ -292,12 +292,11 @@ def by_chance(record: Record, rows: int = 100, seed: int = 0) -> np.ndarray:
     return np.array([each.P.numpy() for each in stepper.preconditioners().values()])
 
 
-def unsettled(record: Record, layer: int) -> float:
-    """How far the norm of P still moves in the last third, as a share of its whole way from 3, that of the identity."""
+def unsettled(record: Record, layer: int, share: float = 2 / 3) -> float:
+    """How far the norm of P still moves after a share of the run, as a share of its whole way from the identity's."""
     steps, P = matrices(record, "P", layer)
-    size = np.linalg.norm(P, axis=(1, 2))
-    two_thirds = np.interp(2 * steps[-1] / 3, steps, size)
-    late = np.append(size[steps > 2 * steps[-1] / 3], two_thirds)
+    size, since = np.linalg.norm(P, axis=(1, 2)), share * steps[-1]
+    late = np.append(size[steps > since], np.interp(since, steps, size))
     return float(np.ptp(late) / np.ptp(np.append(size, SIDE)))
 
 
@@ -368,7 +367,7 @@ def similar_across_layers(group: Sequence[Record]) -> Finding:
 
 def grows_along_common(group: Sequence[Record]) -> Finding:
     """Does P grow along what all positions have in common, in the mean over the layers, by its sign over the seeds?"""
-    return _signed("P grows along what all positions have in common, by", along_common(group))
+    return signed("P grows along what all positions have in common, by", along_common(group))
 
 
 def _as_printed(group: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
@@ -439,7 +438,7 @@ def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     zeros = np.zeros(len(printed))
     names = (*OTHER_RULES, "shuffled")
     grown = {name: along_common(pick(records, *PROBES[name])) for name in names}
-    late = agreement(printed, slice(-3, None))
+    late = compare(agreement(printed, slice(-3, None)), zeros)
     variances = {
         name: compare([np.mean([whitening_of_gradients(r, layer) for layer in LAYERS]) for r in group], zeros)
         for name, group in (("FOP", printed), ("flipped", flipped))
@@ -455,11 +454,11 @@ def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
         ),
         "ours-cifar-flipped": as_described(flipped),
         "ours-cifar-agreement": (
-            _signed("in the last three intervals", late),
+            signed("in the last three intervals", late),
         ),
         "ours-cifar-covariance": (
-            _signed("as printed, P stretches where gradients vary most: rank correlation", variances["FOP"]),
-            _signed("flipped, it shrinks there: minus the rank correlation", _minus(variances["flipped"])),
+            signed("as printed, P stretches where gradients vary most: rank correlation", variances["FOP"]),
+            signed("flipped, it shrinks there: minus the rank correlation", _minus(variances["flipped"])),
         ),
         "ours-cifar-noise-alone": (
             Finding(
@@ -470,11 +469,11 @@ def _rivals(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
             ),
         ),
         "ours-cifar-other-rules": tuple(
-            _signed(f"{name}: P grows along what all positions have in common, by", grown[name])
+            signed(f"{name}: P grows along what all positions have in common, by", grown[name])
             for name in OTHER_RULES
         ),
         "ours-cifar-velocity": as_described(pick(records, "velocity")),
-        "ours-cifar-shuffled": (_signed("with labels by chance, by", grown["shuffled"]),),
+        "ours-cifar-shuffled": (signed("with labels by chance, by", grown["shuffled"]),),
     }  # fmt: skip
 
 
@@ -484,8 +483,8 @@ def as_described(group: Sequence[Record]) -> tuple[Finding, ...]:
     below = compare(1 - found["diagonal"].groupby("seed").mean(), np.zeros(len(group)))
     return (
         *structure(group),
-        _signed("diagonal below one, by", below),
-        _signed("smaller along what all positions have in common, by", _minus(along_common(group))),
+        signed("diagonal below one, by", below),
+        signed("smaller along what all positions have in common, by", _minus(along_common(group))),
         _whole("smallest eigenvalue below one", found["smallest"] < 1),
     )
 
@@ -500,10 +499,10 @@ def along_common(group: Sequence[Record]) -> Comparison:
     return compare(common - 1, np.zeros(len(common)))
 
 
-def agreement(group: Sequence[Record], when: slice) -> Comparison:
-    """Agreement of successive gradients along the common direction, mean over layers and some intervals, over seeds."""
-    each = [np.mean([successive(r, layer)["common"].iloc[when].mean() for layer in LAYERS]) for r in group]
-    return compare(each, np.zeros(len(group)))
+def agreement(group: Sequence[Record], when: slice) -> np.ndarray:
+    """Agreement of successive gradients along the common direction, mean over layers and some intervals, `[runs]`."""
+    places = layers(group[0], "C")
+    return np.array([np.mean([successive(r, layer)["common"].iloc[when].mean() for layer in places]) for r in group])
 
 
 #: Runs whose P is compared: by name, method and rate of the hyper-optimizer.
@@ -528,7 +527,8 @@ def _whole(what: str, holds: pd.Series) -> Finding:
     return Finding(what, "matches" if holds.all() else "differs", f"{holds.mean():.0%} of the matrices")
 
 
-def _signed(what: str, seen: Comparison) -> Finding:
+def signed(what: str, seen: Comparison) -> Finding:
+    """Is a quantity above zero, by its sign over the seeds?"""
     return Finding(what, judge(seen, "greater", RULES.any), interval(seen, 4))
 
 

@@ -35,6 +35,7 @@ HALF = Half(
     ),
     epoch={"laptop": EPOCH, "paper": EPOCH},
     tested={"laptop": 10_000, "paper": 10_000},
+    network="All-CNN-C",
     whole=("width", Config.width),
     rules=RULES,
     rates={"plain M": PLAIN_HYPER_LR},

@@ -8,7 +8,8 @@ from fop_torch.studies import drawing, vision
 from fop_torch.studies.imagenet.summary import HALF
 from fop_torch.studies.imagenet.train import Config, setup
 
-training, leads, evolution = (partial(draw, HALF) for draw in (drawing.training, drawing.leads, drawing.evolution))
+training, leads = partial(drawing.training, HALF), partial(drawing.leads, HALF)
+evolution, agreement, common = (partial(d, HALF) for d in (drawing.evolution, drawing.agreement, drawing.common))
 
 
 @cache

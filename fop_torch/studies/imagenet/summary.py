@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fop_torch.results import Record
-from fop_torch.statistics import judge_all
+from fop_torch.statistics import compare, judge_all
 from fop_torch.studies import figure2, provenance, reading
 from fop_torch.studies.cifar10 import learned
 from fop_torch.studies.cifar10.summary import HALF as CIFAR10
@@ -38,6 +40,7 @@ HALF = Half(
     epoch={"laptop": FEW, "paper": EPOCH},
     # Ten classes of the small set, 50 images each; the whole validation set.
     tested={"laptop": 500, "paper": 50_000},
+    network="ResNet-18",
     whole=("images", IMAGES),
     rules=RULES,
 )
@@ -119,6 +122,27 @@ def _at_scale(record: Record, finding: Finding) -> Finding:
     return Finding(finding.what, finding.verdict, f"{finding.reason}; {scale}")
 
 
+def _late(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    """What the end of a training does to P: rows that were worded when two seeds were known."""
+    group = HALF.pick(HALF.common(records, ("FOP",)), "FOP")
+    zeros = np.zeros(len(group))
+    early, late = (learned.agreement(group, when) for when in (slice(3), slice(-3, None)))
+    rest = np.array([[learned.unsettled(r, layer, 1 / 2) for layer in learned.layers(r)] for r in group]).mean(axis=0)
+    return {
+        "ours-imagenet-agreement": (
+            learned.signed("in the last three intervals", compare(late, zeros)),
+            learned.signed("less than half of what it was in the first three, by", compare(early / 2 - late, zeros)),
+        ),
+        "ours-imagenet-settles": (
+            Finding(
+                f"norm of P within {learned.RULES.settled:.0%} of its whole change in the second half",
+                "matches" if rest.max() <= learned.RULES.settled else "differs",
+                f"share of the change in the second half, by layer: {', '.join(f'{each:.0%}' for each in rest)}",
+            ),
+        ),
+    }  # fmt: skip
+
+
 #: The parts of the verdicts, by the titles of the report.
 JUDGED: dict[str, Callable[[Sequence[Record]], dict[str, tuple[Finding, ...]]]] = {
     "Verdicts, printed": _printed,
@@ -126,6 +150,7 @@ JUDGED: dict[str, Callable[[Sequence[Record]], dict[str, tuple[Finding, ...]]]] 
     "Verdicts, controls": _controls,
     "Verdicts, figure 5": _learned,
     "Verdicts, flipped": _flipped,
+    "Verdicts, late": _late,
 }
 
 
