@@ -96,7 +96,8 @@ def matrices(record: Record, name: str, layer: int) -> tuple[np.ndarray, np.ndar
         MissingRunsError: If the run has none.
     """
     rows = record.metrics
-    rows = rows[(rows["part"] == str(layer)) & rows["name"].str.startswith(f"{name} ")]
+    rows = rows[rows["part"] == str(layer)]
+    rows = rows[rows["name"].str.startswith(f"{name} ")]
     if rows.empty:
         raise MissingRunsError(f"{record.path.stem}: no {name} of layer {layer} is recorded")
     table = rows.pivot(index="iteration", columns="name", values="value")
