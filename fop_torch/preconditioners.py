@@ -45,7 +45,7 @@ def times(gradients: Tensors, P: Tensor, outs: Sequence[Tensor | None]) -> list[
         twice[:, :m, :m] = P
         twice[:, m:, m:] = P
         return [
-            torch.mm(G.view(-1, 2 * m), K, out=None if out is None else out.view(-1, 2 * m)).view(G.shape)
+            torch.mm(G.view(-1, 2 * m), K, out=None if out is None else out.view(-1, 2 * m)).view_as(G)
             for G, K, out in zip(gradients, twice.unbind(), outs, strict=True)
         ]
     return [
@@ -191,7 +191,7 @@ class Dense(Form):
 
     def project(self, Ms: Tensors, Gs: Tensors) -> list[Tensor]:
         """`G M` for each parameter, `[n, k]`."""
-        return [self.rows(G) @ M for M, G in zip(Ms, Gs, strict=True)]
+        return [torch.mm(self.rows(G), M) for M, G in zip(Ms, Gs, strict=True)]
 
     def precondition(
         self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
@@ -199,7 +199,7 @@ class Dense(Form):
         """`(G M) M^T`."""
         projected = self.project(Ms, Gs) if projected is None else projected
         return [
-            torch.mm(GM, M.mT, out=None if out is None else self.rows(out)).view(G.shape)
+            torch.mm(GM, M.mT, out=None if out is None else self.rows(out)).view_as(G)
             for M, G, GM, out in zip(Ms, Gs, projected, outs or [None] * len(Gs), strict=True)
         ]
 
@@ -207,7 +207,7 @@ class Dense(Form):
         """`G^T (H M) + H^T (G M)` (Eq. (4) without its factor)."""
         projected = self.project(Ms, Gs) if projected is None else projected
         return [
-            torch.addmm(self.rows(H).mT @ GM, self.rows(G).mT, self.rows(H) @ M)
+            torch.addmm(torch.mm(self.rows(H).mT, GM), self.rows(G).mT, torch.mm(self.rows(H), M))
             for M, G, H, GM in zip(Ms, Gs, Hs, projected, strict=True)
         ]
 
@@ -264,7 +264,7 @@ class LowRank(Dense):
     ) -> list[Tensor]:
         """`G + (G M) M^T`."""
         projected = self.project(Ms, Gs) if projected is None else projected
-        return [torch.addmm(self.rows(G), GM, M.mT).view(G.shape) for M, G, GM in zip(Ms, Gs, projected, strict=True)]
+        return [torch.addmm(self.rows(G), GM, M.mT).view_as(G) for M, G, GM in zip(Ms, Gs, projected, strict=True)]
 
     def limit(self, Ms: Tensors, bound: float) -> None:
         """As for the dense form, with `bound - 1` for M M^T."""
@@ -324,7 +324,7 @@ class Spatial(Dense):
         into = [None if out is None else self.rows(out) for out in outs or [None] * len(Gs)]
         found = times([self.rows(G) for G in Gs], torch.bmm(M, M.mT), into)
         return [
-            product.view(G.shape) if product.dim() == 2 else product.view(G.movedim(1, -1).shape).movedim(-1, 1)
+            product.view_as(G) if product.dim() == 2 else product.view_as(G.movedim(1, -1)).movedim(-1, 1)
             for G, product in zip(Gs, found, strict=True)
         ]
 

@@ -47,7 +47,7 @@ def interleave(
         candidates: What to call, by name.
         rounds: How often each is timed.
         calls: Calls in each timing.
-        cold: Empty the caches before each timing.
+        cold: Empty the caches before each timing; else fill them by one more call, which is not timed.
         warm_up: Calls before the first.
 
     Returns:
@@ -58,8 +58,7 @@ def interleave(
             call()
     found: dict[str, list[float]] = {name: [] for name in candidates}
     for name in turns(candidates, rounds):
-        if cold:
-            flush()
+        flush() if cold else candidates[name]()
         found[name].append(seconds(candidates[name], calls))
     return found
 
