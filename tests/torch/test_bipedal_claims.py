@@ -1,0 +1,129 @@
+"""What Appendix A.5 says of the walker, held against Gymnasium's: the successor of the one that the paper cites."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fop_torch.studies.bipedal.reward import habit, pay, worth_a_fall
+from fop_torch.studies.bipedal.train import FLAT, HARDCORE
+from fop_torch.studies.bipedal.walker import COURSE, FALL, LIMIT, TERRAINS, Walker
+
+
+def torques(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 4)).astype(np.float32)
+
+
+@pytest.mark.claim("text-a5-environment", shows="holds", by="exact")
+@pytest.mark.parametrize("terrain", TERRAINS)
+def test_a_hull_and_two_legs_of_hip_and_knee(terrain: str) -> None:
+    """Each torque is that of one joint: hip and knee of one leg, hip and knee of the other."""
+    walker = Walker(terrain)
+    walker.reset()
+    assert (walker.action_space.low.tolist(), walker.action_space.high.tolist()) == ([-1] * 4, [1] * 4)
+    thigh, shin, other_thigh, other_shin = walker.legs
+    bodies = [(joint.bodyA, joint.bodyB) for joint in walker.joints]
+    assert bodies == [(walker.hull, thigh), (thigh, shin), (walker.hull, other_thigh), (other_thigh, other_shin)]
+    for place in range(4):
+        action = np.zeros(4, dtype=np.float32)
+        action[place] = -0.5
+        walker.step(action)
+        found = [joint.GetMotorTorque(50.0) for joint in walker.joints]
+        assert [torque != 0 for torque in found] == [other == place for other in range(4)]
+        assert walker.joints[place].motorSpeed < 0
+
+
+@pytest.mark.claim("text-a5-environment", shows="holds", by="exact")
+@pytest.mark.parametrize("terrain", TERRAINS)
+def test_24_variables_of_which_10_are_lidar(terrain: str) -> None:
+    """The other 14: angle and speeds of the hull, angle and speed of each joint, contact of each leg."""
+    walker = Walker(terrain)
+    assert walker.observation_space.shape == (24,)
+    walker.reset()
+    for action in torques(30):
+        seen = walker.step(action)[0].astype(float)
+    assert len(walker.lidar) == 10
+    np.testing.assert_allclose(seen[14:], [each.fraction for each in walker.lidar], rtol=1e-6)
+    assert 0 < seen[14:].min() < 1  # some of the ten beams reach the ground
+    hull, joints = walker.hull, walker.joints
+    assert seen[0] == np.float32(hull.angle)
+    own = [hull.angularVelocity, hull.linearVelocity.x, hull.linearVelocity.y, *(joint.speed for joint in joints)]
+    # Each is proportional to what it stands for, whatever the scale; hence zero when it is.
+    assert (np.sign(seen[[1, 2, 3, 5, 7, 10, 12]]) == np.sign(own)).all()
+    angles = np.add([joint.angle for joint in joints], (0, 1, 0, 1))
+    np.testing.assert_allclose(seen[[4, 6, 9, 11]], angles, rtol=1e-5)
+    assert seen[[8, 13]].tolist() == [float(walker.legs[1].ground_contact), float(walker.legs[3].ground_contact)]
+
+
+@pytest.mark.claim("text-a5-reward", shows="under", by="exact")
+@pytest.mark.parametrize("terrain", TERRAINS)
+def test_a_fall_costs_100_and_ends_the_episode(terrain: str) -> None:
+    """Gymnasium's own too; no other step costs as much."""
+    for walker in (Walker(terrain), gymnasium.make(terrain, disable_env_checker=True).unwrapped):
+        walker.reset()
+        rewards, ended = [], False
+        while not ended:
+            _, reward, ended, late, _ = walker.step(np.zeros(4, dtype=np.float32))
+            rewards.append(reward)
+            assert not late
+        assert walker.game_over
+        assert (rewards[-1], min(rewards[:-1]) > -10) == (FALL, True) == (-100, True)
+        assert len(rewards) < LIMIT
+
+
+@pytest.mark.claim("text-a5-reward", shows="under", by="exact")
+@pytest.mark.parametrize("terrain", TERRAINS)
+def test_an_episode_has_2000_steps_at_most(terrain: str) -> None:
+    """Of a walker that nobody tells that it fell: it lies there. On the easier terrain Gymnasium's limit is another."""
+    walker = Walker(terrain)
+    walker.reset()
+    walker.world.contactListener = None
+    count, over = 0, (False, False)
+    while over == (False, False) and count < 2100:
+        *_, ended, late, _ = walker.step(np.zeros(4, dtype=np.float32))
+        count, over = count + 1, (ended, late)
+    assert (count, over) == (2000, (False, True))
+    assert {name: gymnasium.spec(name).max_episode_steps for name in TERRAINS} == {FLAT: 1600, HARDCORE: 2000}
+
+
+# ---------------------------------------------------------------------------------------
+# Deceptive
+
+
+@pytest.mark.claim("text-a5-deceptive", shows="under", by="exact")
+@pytest.mark.parametrize("terrain", TERRAINS)
+def test_what_the_reward_pays_for(terrain: str) -> None:
+    """Step by step; and an episode's sum needs its two ends and the torques alone, by whatever way it came there."""
+    walker = Walker(terrain)
+    walker.reset()
+    places, moves, gained = [(walker.hull.position.x, abs(walker.hull.angle))], torques(40, 3), 0.0
+    for action in moves:
+        _, reward, ended, *_ = walker.step(action)
+        assert not ended
+        places.append((walker.hull.position.x, abs(walker.hull.angle)))
+        (x0, lean0), (x1, lean1) = places[-2:]
+        assert reward == pytest.approx(pay(x1 - x0, lean1 - lean0, action), abs=1e-5)
+        gained += reward
+    whole = np.subtract(places[-1], places[0])
+    assert gained == pytest.approx(pay(*whole, moves), abs=1e-4)
+
+
+@pytest.mark.claim("text-a5-deceptive", shows="under", by="exact")
+def test_a_fall_pays_only_after_a_quarter_of_the_course() -> None:
+    assert 0.27 < worth_a_fall() < 0.28
+    assert pay(worth_a_fall() * COURSE, 0, np.zeros(4)) + FALL == pytest.approx(0)
+    assert pay(COURSE, 0, np.zeros(4)) > 300
+
+
+@pytest.mark.claim("text-a5-deceptive", shows="under", by="numeric")
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", ["stands", "backs off"])
+def test_to_stay_pays_more_than_to_fall_and_would_not_without_the_penalty(name: str, seed: int) -> None:
+    """A walker that stays to the end, however little it moves or back, and one that drops, which gets further."""
+    stayed, dropped = habit(name, seed), habit("drops", seed)
+    assert (stayed.steps, stayed.fell, dropped.fell) == (LIMIT, False, True)
+    assert stayed.share < dropped.share < 0.1
+    assert (stayed.share < 0) == (name == "backs off")
+    assert stayed.gained > dropped.gained + 50
+    assert stayed.gained < dropped.gained - FALL
