@@ -308,26 +308,63 @@ def test_figures_draw_what_is_there(name: str, printed, cliff) -> None:
         for draw, axis in zip((figures.best_so_far, figures.current, figures.turning), axes, strict=False):
             draw(axis, records, Setting(name, terrain))
         figures.search(axes[3], records)
-        figures.spectra(axes[4], summary.pick(records, "FOP", Setting(name, terrain)))
+        figures.spectra(axes[4], records, Setting(name, terrain))
         assert all(axis.lines for axis in axes)
         plt.close("all")
     with pytest.raises(MissingRunsError):
         figures.best_so_far(axes[0], [r for r in printed if r.config["terrain"] == FLAT], Setting("paper", HARDCORE))
 
 
+def test_a_page_is_made_of_any_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of none, of one method's, of those that diverged; nothing is written to stderr, which would break the book."""
+    live = planting.every_run(runs, "smoke", lambda config: record(config, PRINTED))
+    configs = [c for c in main() if c.seed < 2 and c.terrain == FLAT]
+    broken = replace(PRINTED, breaks=lambda c: c.method == "FOP")
+    found = [record(c, broken) for c in configs]
+
+    def at_hand(recorded: list[Record]) -> list[Record]:
+        def load(_: str) -> list[Record]:
+            if not recorded:
+                raise FileNotFoundError
+            return recorded
+
+        monkeypatch.setattr(summary, "recorded", load)
+        return list(summary.at_hand(live))
+
+    assert at_hand([]) == at_hand([r for r in found if r.config["method"] == "momentum"]) == live
+    assert at_hand(found) == found
+    _, axes = plt.subplots(1, 5)
+    for draw, axis in zip((figures.best_so_far, figures.current, figures.turning, figures.spectra), axes, strict=False):
+        figures.whole(draw, axis, found, Setting("paper", FLAT))
+    figures.whole(figures.search, axes[4], found)
+    assert [bool(axis.texts) for axis in axes] == [False, False, False, True, True]
+    plt.close("all")
+    assert "P by layer, FOP, flat: not yet: " in summary.report(found, "P by layer", "Outcomes, flat, paper")
+    assert summary.outcomes(found, Setting("paper", FLAT)).loc["FOP", "diverged"] == 2
+
+
+def some_policy() -> Record:
+    config = lasting(Config("Adam", 3, steps=192), 1)
+    ppo, _ = build(config)
+    values = np.random.default_rng(0).normal(size=len(ppo.flat)).astype(np.float32)
+    rows = [(config.iterations, "policy", "parameter", float(value)) for value in values]
+    return planting.record("bipedal", config, [*rows, (0, "", "test_return", 0.0)])
+
+
 def test_a_strip_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small, without a screen, of the recorded parameters; and the walker moves from one to the next."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr("fop_torch.studies.bipedal.walker.LIMIT", 60)
-    config = lasting(Config("Adam", 3, steps=192), 1)
-    ppo, _ = build(config)
-    ppo.flat[:] = np.random.default_rng(0).normal(size=len(ppo.flat))
-    rows = [(config.iterations, "policy", "parameter", float(value)) for value in ppo.flat]
-    found = figures.walker_of(planting.record("bipedal", config, rows))
-    np.testing.assert_array_equal(found.flat, ppo.flat)
+    policy = some_policy()
+    found = figures.walker_of(policy)
+    np.testing.assert_array_equal(found.flat, policy.curve("parameter", "policy"))
     pictures = figures.frames(found, FLAT, count=4)
     assert pictures.shape == (4, 100, 150, 3)
     assert len({picture.tobytes() for picture in pictures}) == 4
-    made = figures.strip([pictures, pictures])
+    diverged = replace(policy, status="diverged")
+    monkeypatch.setattr(summary, "groups", lambda *_: {"FOP": [diverged], "Adam": [diverged, policy]})
+    made = figures.walkers([], Setting("paper", FLAT))
     assert len(made) < 50_000
-    assert Image.open(io.BytesIO(made)).size == (4 * 154, 2 * 104)
+    seen = np.array(Image.open(io.BytesIO(made)).convert("RGB"))
+    assert seen.shape == (2 * 104, 6 * 154, 3)
+    assert seen[:104].min() > 250 > seen[104:].min()

@@ -78,7 +78,6 @@ def search(axis: Any, records: Sequence[Record]) -> None:
     profile = summary.profile_of(records)
     if profile == "smoke":
         raise MissingRunsError("the smoke profile has no search")
-    axis.axvspan(PAPER_LRS[0], PAPER_LRS[-1], color="0.93", zorder=0)
     for method, hyper_lr in (*((each, Config.hyper_lr) for each in (*MAIN, "S-HD")), *(("FOP", h) for h in HYPER_LRS)):
         found = scores(records, profile, method)
         rates = ADAM_LRS if method == "Adam" else LRS
@@ -91,6 +90,9 @@ def search(axis: Any, records: Sequence[Record]) -> None:
         axis.plot(*zip(*((lr, np.mean(v)) for lr, v in seen), strict=True), color=color(method), label=label, **style)
         for lr, values in seen:
             axis.plot([lr] * len(values), values, ".", color=color(method), markersize=3)
+    if not axis.lines:
+        raise MissingRunsError("no recorded run of the search")
+    axis.axvspan(PAPER_LRS[0], PAPER_LRS[-1], color="0.93", zorder=0)
     axis.set(xscale="log", xlabel="learning rate ε", ylabel="late return")
     axis.legend(fontsize=6)
 
@@ -107,8 +109,9 @@ def turning(axis: Any, records: Sequence[Record], setting: Setting) -> None:
     axis.legend(fontsize=7)
 
 
-def spectra(axis: Any, group: Sequence[Record]) -> None:
-    """Eigenvalues of P at the end, largest first, layer by layer, mean over the runs of their logarithms."""
+def spectra(axis: Any, records: Sequence[Record], setting: Setting) -> None:
+    """Eigenvalues of FOP's P at the end, largest first, layer by layer, mean over the runs of their logarithms."""
+    group = summary.finished(summary.pick(records, "FOP", setting))
     for part, name in enumerate(("hidden 1", "hidden 2", "actions", "value"), 1):
         values = np.array([summary.spectrum(record, part)[::-1] for record in group])
         axis.plot(np.exp(np.log(np.maximum(values, 1e-12)).mean(0)), label=name)
@@ -174,6 +177,14 @@ def strip(rows: Sequence[np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def best_run(group: Sequence[Record]) -> Record:
-    """The run whose last policy has the highest return."""
-    return max(group, key=lambda record: float(summary.evaluations(record)[1][-1]))
+def walkers(records: Sequence[Record], setting: Setting) -> bytes:
+    """A strip for each of `MAIN`: of its run whose last policy has the highest return; white where all diverged."""
+    rows = []
+    for group in summary.groups(records, setting, MAIN).values():
+        try:
+            best = max(summary.finished(group), key=lambda record: float(summary.evaluations(record)[1][-1]))
+        except MissingRunsError:
+            rows.append(np.full((6, 100, 150, 3), 255, dtype=np.uint8))
+        else:
+            rows.append(frames(walker_of(best), setting.terrain))
+    return strip(rows)

@@ -388,12 +388,15 @@ def motion(records: Sequence[Record], setting: Setting) -> pd.DataFrame:
 
 
 def by_layer(group: Sequence[Record]) -> pd.DataFrame:
-    """What P is at the end, one row a layer, means over the runs.
+    """What P is at the end, one row a layer, means over the runs that did not diverge.
 
     Returns:
         Step-length gain and angle, last entries; smallest and largest eigenvalue and their mean.
+
+    Raises:
+        MissingRunsError: If all did.
     """
-    rows = {}
+    group, rows = finished(group), {}
     for part, name in enumerate(("hidden 1", "hidden 2", "actions", "value"), 1):
         spectra = np.array([spectrum(record, part) for record in group])
         rows[name] = {
@@ -401,6 +404,18 @@ def by_layer(group: Sequence[Record]) -> pd.DataFrame:
             "smallest": spectra[:, 0].mean(), "mean": spectra.mean(), "largest": spectra[:, -1].mean(),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def finished(group: Sequence[Record]) -> list[Record]:
+    """The runs that did not diverge.
+
+    Raises:
+        MissingRunsError: If all did.
+    """
+    found = [record for record in group if record.status == "finished"]
+    if not found:
+        raise MissingRunsError(f"{', '.join(record.path.stem for record in group)}: all diverged")
+    return found
 
 
 def spectrum(record: Record, part: int, name: str = "eigenvalue") -> np.ndarray:
@@ -566,10 +581,13 @@ def verdicts(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
 
 
 def at_hand(live: Sequence[Record]) -> Known:
-    """The recorded runs, of the paper's profile or the laptop's; if there are none, those just trained."""
+    """The recorded runs, of the paper's profile or the laptop's; those just trained until each of `MAIN` has one."""
     try:
-        return Known(recorded(STUDY.name))
-    except FileNotFoundError:
+        found = Known(recorded(STUDY.name))
+        for method in MAIN:
+            pick(found, method, Setting("paper", FLAT))
+        return found
+    except (FileNotFoundError, MissingRunsError):
         return Known(live)
 
 
