@@ -332,7 +332,6 @@ LIVE = RECORDED if os.environ.get("FOP_HYPOTHESIS") == "deep" else [
 @pytest.mark.claim("ours-theorem-2e", shows="holds", by="certificate")
 def test_a_solver_finds_the_recorded_values_again() -> None:
     """The whole grid in the deep profile, two condition numbers and one ratio of it otherwise."""
-    pytest.importorskip("PEPit")
     assert len(LIVE) >= 48
     for row in LIVE:
         assert certificates.solved(row).value == pytest.approx(row["value"], abs=SOLVER), row
@@ -343,7 +342,6 @@ def test_a_solver_finds_the_recorded_values_again() -> None:
 @pytest.mark.parametrize(("condition", "size", "ratio"), [(4.0, 0.4, 0.3), (2.0, 0.3, 0.5), (4.0, 0.15, 0.1)])
 def test_the_solver_has_the_weights_of_the_identities(condition, size, ratio) -> None:
     """Its dual solution of the program, computed without them, agrees with the closed form to three digits."""
-    pytest.importorskip("PEPit")
     end, far = certificates.deciding(1.0, condition, size, 1.0)
     decrease = descent.decrease(end, size, 1.0)
     none = Point(np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
