@@ -364,15 +364,16 @@ def best_strongly_convex_step(low: Any, high: Any, smoothness: Any, mu: Any) -> 
     return 2 / (smoothness * high + mu * low)
 
 
-def short_step_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
-    """Theorem 2F: contraction of `f - f*` in a short step where f is PL, convex or not: `(1 - eta mu m)^2`.
+def climb_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
+    """Theorem 2F: contraction of `f - f*` in a step up to the best one, f PL, convex or not.
 
-    It is the worst case, the same as under strong convexity: a quadratic attains it.
+    `(1 - eta mu m)^2` for `eta L b <= 1`, else the larger of this and `1 - mu turning_point / L`. Wherever it is the
+    square, it is the worst case, and the same as under strong convexity: a quadratic attains it.
 
     Args:
         low: Smallest eigenvalue m of P, positive.
         high: Largest eigenvalue b of P.
-        size: Step size eta, `eta L b <= 1`.
+        size: Step size eta, `eta L (m + b) <= 2`.
         smoothness: L.
         mu: PL constant.
 
@@ -380,14 +381,39 @@ def short_step_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) 
         The factor.
 
     Raises:
-        ValueError: If P is not positive definite or the step is not short.
+        ValueError: If P is not positive definite or the step is longer than the best one.
     """
     low = checks.scalar("low", low, low=0, strict=True)
     high = checks.scalar("high", high, low=low)
     size = checks.scalar("size", size, low=0)
     checks.finite(smoothness=smoothness, mu=mu)
-    checks.scalar("size * smoothness * high", size * smoothness * high, high=1 + 1e-12)
-    return (1 - size * mu * low) ** 2
+    checks.scalar("size * smoothness * (low + high)", size * smoothness * (low + high), high=2 * (1 + 1e-12))
+    square = (1 - size * mu * low) ** 2
+    # The best step of P = b I is 1/(L b), up to rounding.
+    if size * smoothness * high <= 1 or low == high:
+        return square
+    return max(square, 1 - mu * turning_point(low, high, size, smoothness) / smoothness)
+
+
+def turning_point(low: Any, high: Any, size: Any, smoothness: Any) -> Any:
+    """The `<p, g> / |g|^2`, p = eta L P g, from which on p may be as long as its share of g: `|p|^2 = <p, g>`.
+
+    With `alpha = eta L m`, `beta = eta L b` it is `alpha beta / (alpha + beta - 1)`, where the parabola's chord
+    `(alpha + beta) a - alpha beta` meets a.
+
+    Args:
+        low: Smallest eigenvalue m of P.
+        high: Largest eigenvalue b of P.
+        size: Step size eta, `eta L (m + b) > 1`.
+        smoothness: L.
+
+    Raises:
+        ValueError: If the step is too short to have one.
+    """
+    checks.finite(low=low, high=high, size=size, smoothness=smoothness)
+    alpha, beta = size * smoothness * low, size * smoothness * high
+    checks.scalar("size * smoothness * (low + high)", alpha + beta, low=1, strict=True)
+    return alpha * beta / (alpha + beta - 1)
 
 
 def highest_climb(gap: Any, mu: Any, size: Any) -> Any:
