@@ -224,6 +224,14 @@ def test_chance_finds_structure_where_there_is_some_and_seldom_where_there_is_no
         M = rng.standard_normal((9, 9))
         draws.append(learned.shape(M @ M.T).p)
     assert np.mean(np.array(draws) < 0.05) == pytest.approx(0.05, abs=0.04)
+    # Random M near the identity are what the other score is made of, however far they are.
+    for size in (1e-3, 1e-2):
+        factors = np.eye(9) + size * rng.standard_normal((300, 9, 9))
+        scores = np.array([learned.shape(M @ M.T).random for M in factors])
+        assert np.mean(scores < 0.1) == pytest.approx(0.1, abs=0.06)
+        assert np.mean(scores) == pytest.approx(0.5, abs=0.06)
+    assert learned.shape(np.eye(9) - 0.01 * NEIGHBOURS).random == 0
+    assert learned.shape(np.eye(9) + 0.01 * NEIGHBOURS).random == 1
 
 
 def test_agreement_is_a_correlation(ones) -> None:

@@ -85,6 +85,11 @@ def test_whether_the_flipped_sign_helps_is_not_decided(judged) -> None:
     judged("ours-cifar-flipped-better")
 
 
+@pytest.mark.claim("ours-cifar-more-than-centring", shows="holds", by="experiment")
+def test_the_flipped_sign_is_more_than_centring(judged) -> None:
+    judged("ours-cifar-more-than-centring")
+
+
 @pytest.mark.claim("text-5-whitening", shows="matches", by="experiment")
 @pytest.mark.claim("text-5-whitening", shows="differs", by="experiment")
 def test_each_position_is_strong_for_itself_and_neighbours_are_positive(judged) -> None:

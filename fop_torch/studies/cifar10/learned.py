@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -142,6 +143,17 @@ def shuffled(P: np.ndarray, count: int = 2_000) -> np.ndarray:
     return P[orders[:, list(i)], orders[:, list(j)]].mean(axis=1)
 
 
+@cache
+def random_directions(count: int = 2_000) -> np.ndarray:
+    """The neighbours' mean entry of `P - I` for random M near the identity, per unit of `|P - I|`, `[count]`.
+
+    With `M = I + E` and small E it is that of `E + E^T`.
+    """
+    E = np.random.default_rng(1).standard_normal((count, POSITIONS, POSITIONS))
+    change = E + E.transpose(0, 2, 1)
+    return mean_at(change, pairs()) / np.linalg.norm(change, axis=(1, 2))
+
+
 class Shape(NamedTuple):
     """What Section 5 says of a matrix, in numbers.
 
@@ -151,6 +163,7 @@ class Shape(NamedTuple):
         neighbours: Mean entry at the 12 pairs of positions that share an edge.
         wrapped: Mean entry at the 6 pairs that would on a torus.
         p: Share of the orders of the positions whose neighbours' mean is as low or lower.
+        random: Share of random M as far from the identity whose neighbours' mean is as low or lower.
         common: `u^T P u` for what all positions have in common, `u = 1/3`; 1 at the start.
         rest: Mean of the other eigenvalues' share: `(tr P - common) / 8`.
         along: Share of `|P - I|^2` that lies along `1 1^T`.
@@ -167,6 +180,7 @@ class Shape(NamedTuple):
     neighbours: float
     wrapped: float
     p: float
+    random: float
     common: float
     rest: float
     along: float
@@ -189,6 +203,7 @@ def shape(P: np.ndarray) -> Shape:
         neighbours=float(near),
         wrapped=float(mean_at(P, pairs(wrapped=True))),
         p=float((shuffled(P) <= near + 1e-12).mean()),
+        random=float((change**0.5 * random_directions() <= near).mean()),
         common=common,
         rest=float((np.trace(P) - common) / (POSITIONS - 1)),
         along=float((common - 1) ** 2 / change) if change > 0 else 0.0,
