@@ -24,6 +24,7 @@ from fop_torch import cli, data, imagefolder, plan
 from fop_torch.convnets import resnet18
 from fop_torch.results import Store, run_key
 from fop_torch.studies import vision
+from fop_torch.studies.imagenet import loader
 from fop_torch.studies.imagenet import train as imagenet
 from fop_torch.studies.imagenet.train import Config
 from fop_torch.training import Batches, InterruptedRunError, Session
@@ -323,6 +324,23 @@ def test_nothing_is_decoded_in_vain(folder: Path, tmp_path: Path, monkeypatch: p
     files, order = imagefolder.read(folder).train, Batches(24, 8, 0)
     assert opened == [files.path(index) for step in (4, 5) for index in order[step].tolist()]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_rate_of_the_loader_is_by_the_processor_s_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs about as large and as heavy as ImageNet's; five of them in the two seconds of a clock that jumps."""
+    opened, ticks, original = [], iter((10.0, 12.0)), Image.open
+
+    def noted(path: Path) -> Image.Image:
+        if isinstance(path, Path):  # scikit-learn opens its own as streams
+            opened.append((original(path).size, path.stat().st_size))
+        return original(path)
+
+    monkeypatch.setattr(Image, "open", noted)
+    monkeypatch.setattr(loader.time, "process_time", lambda: next(ticks))
+    assert loader.rate(5) == 2.5
+    assert len(opened) == 1 + 5
+    assert {size for size, _ in opened} == {(500, 375)}
+    assert 80_000 < np.mean([weight for _, weight in opened]) < 120_000
 
 
 def test_some_classes_of_the_small_set() -> None:
