@@ -331,9 +331,10 @@ def test_the_rate_of_the_loader_is_by_the_processor_s_own_clock(monkeypatch: pyt
     opened, ticks, original = [], iter((10.0, 12.0)), Image.open
 
     def noted(path: Path) -> Image.Image:
+        image = original(path)
         if isinstance(path, Path):  # scikit-learn opens its own as streams
-            opened.append((original(path).size, path.stat().st_size))
-        return original(path)
+            opened.append((image.size, path.stat().st_size))
+        return image
 
     monkeypatch.setattr(Image, "open", noted)
     monkeypatch.setattr(loader.time, "process_time", lambda: next(ticks))
