@@ -258,6 +258,26 @@ def wavy(weights: Any) -> Objective:
     )  # fmt: skip
 
 
+def cosine(weights: Any) -> Objective:
+    """`f = sum w_i (1 - cos x_i)`: bounded, nonconvex, with saddle points and maxima, hence without a PL constant.
+
+    L = max w, since `f'' = w cos x`; the gradient is at most `|w|`.
+
+    Args:
+        weights: The n positive numbers w.
+
+    Raises:
+        ValueError: If a weight is not positive.
+    """
+    w = [float(checks.scalar("weights", x, low=0, strict=True)) for x in weights]
+    column = np.array(w)[:, None]
+    # 1 - cos x = 2 sin^2 (x/2) keeps its digits near a minimum.
+    return Objective(
+        "1 - cos x", len(w), lambda t: float((2 * column * np.sin(t / 2) ** 2).sum()), lambda t: column * np.sin(t),
+        max(w), None, 0.0, convex=False, slope=float(np.linalg.norm(column)),
+    )  # fmt: skip
+
+
 def composed(outer: Objective, A: Any) -> Objective:
     """`f(theta) = outer(A theta)` for an A of full row rank; it has flat directions when A is wide.
 

@@ -87,3 +87,16 @@ def pl_problems(draw, max_dim: int = 4):
         objective = objectives.composed(objectives.wavy(10.0 ** rng.uniform(-1, 1, len(A))), A)
     theta = rng.standard_normal((objective.dim, 1)) * 10.0 ** draw(st.floats(-1, 1))
     return objective, theta
+
+
+@st.composite
+def smooth_problems(draw, max_dim: int = 3):
+    """`(objective, theta)`: a smooth function bounded below, convex or not, with a PL constant or without."""
+    kind = draw(st.sampled_from(["pl", "pl", "huber", "cosine"]))
+    if kind == "pl":
+        return draw(pl_problems(max_dim))
+    n = draw(st.integers(1, max_dim))
+    rng = np.random.default_rng(draw(seeds))
+    A = np.linalg.qr(rng.standard_normal((n, n)))[0] * 10.0 ** rng.uniform(-1, 0.5, (n, 1))
+    outer = objectives.huber(n) if kind == "huber" else objectives.cosine(10.0 ** rng.uniform(-1, 1, n))
+    return objectives.composed(outer, A), rng.standard_normal((n, 1)) * 10.0 ** draw(st.floats(-1, 1.5))

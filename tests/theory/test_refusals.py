@@ -23,7 +23,7 @@ COLUMNS = (
     "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector chances"
 )
 HALVES = "lr hyper_lr rate decay weight_decay damping tau mu low size beta1 beta2 eigenvalue rho ridge time loss gap"
-HALVES += " share limit"
+HALVES += " share limit z w w_last work"
 TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees far"
 TWOS += " norm radius slope_bound"
 COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
@@ -65,6 +65,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "noise.sign_noise_drift": {"rate": 0.1},
     "noise.one_dimensional_correlation": {"P": 0.5},
     "conservation.one_dimensional_loss": {"P": 0.5},
+    "unmodified.least_drop": {"q": 0.5},
     "sharing.precondition_kernel": {"P": np.eye(4)},
     "objectives.quadratic": {"A": square},
     "objectives.composed": {"A": square},
@@ -79,6 +80,7 @@ OBJECTS: dict[str, Any] = {
     "gradient": lambda theta: theta,
     "layers": counts.all_cnn_c(),
     "length": lambda t, P: 0.5,
+    "convex": True,
     "order": "m-first",
     "outer": objectives.huber(2),
     "scale": lambda g, h: 1.0,
