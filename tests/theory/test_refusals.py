@@ -23,7 +23,7 @@ COLUMNS = (
     "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector chances"
 )
 HALVES = "lr hyper_lr rate decay weight_decay damping tau mu low size beta1 beta2 eigenvalue rho ridge time loss gap"
-HALVES += " share limit z w w_last work"
+HALVES += " share limit z w w_last work momentum"
 TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees far"
 TWOS += " norm radius slope_bound"
 COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
@@ -82,6 +82,7 @@ OBJECTS: dict[str, Any] = {
     "length": lambda t, P: 0.5,
     "convex": True,
     "order": "m-first",
+    "through": "plain",
     "outer": objectives.huber(2),
     "scale": lambda g, h: 1.0,
     "value": lambda theta: theta.sum(),
@@ -102,6 +103,7 @@ EXEMPT = {
     "certificates.worst_factor": "asks a solver; swept with it in test_certificates",
     "reference.complex_step_gradient": "takes a function; its arrays come from the oracle, which checked them",
     "reference.oracle_hypergradient": "takes the last step, which the oracle checked when it took it",
+    "extended.learn_with_momentum": "a generator, as the next one",
     "convergence.learn": "a generator: it refuses when its first step is asked for (test_convergence)",
     "reference.precondition": "also takes the complex numbers of the complex step",
 }
