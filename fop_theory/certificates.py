@@ -160,10 +160,12 @@ def operator(g: Any, image: Any, low: Any, high: Any) -> np.ndarray:
     P = middle * np.eye(len(g))
     if shrink == 0:
         return P
-    mirror = g / length - aside / (shrink * length)
+    here, there = g / length, aside / np.linalg.norm(aside)
+    # Two reflections take one to the other, along their difference and along their sum: the longer one is exact.
+    sign = -1 if float((here * there).sum()) < 0 else 1
+    mirror = here + sign * there
     size = float((mirror**2).sum())
-    reflection = np.eye(len(g)) - (2 / size * mirror @ mirror.T if size else 0)
-    return P + shrink * reflection
+    return P + shrink * sign * (2 / size * mirror @ mirror.T - np.eye(len(g)))
 
 
 # ---------------------------------------------------------------------------------------
@@ -321,12 +323,14 @@ def pl_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any, balance:
     """
     plain = descent.factor(low, high, size, smoothness, mu)
     decrease = descent.decrease(deciding(low, high, size, smoothness)[0], size, smoothness)
-    if smoothness * decrease == 1 and balance is None:
+    largest = not decrease < 1 / smoothness
+    if largest and balance is None:
         # P is a multiple of the identity and the step 1/L: s has no best value, and this is the limit.
         return (1 - mu / smoothness) / (1 + mu / (2 * smoothness))
-    most = most_balance(decrease, smoothness) if smoothness * decrease < 1 else None
+    most = None if largest else max(1, most_balance(decrease, smoothness))
     if balance is None:
-        balance = best_balance(decrease, smoothness, mu)
+        # Between 1 and the largest: rounding may put it a unit in the last place outside.
+        balance = min(max(1, best_balance(decrease, smoothness, mu)), most)
     balance = checks.scalar("balance", balance, low=1, high=most)
     if balance == 1:
         return plain

@@ -136,7 +136,7 @@ def test_the_certificate_of_drawn_steps(situation, share, along) -> None:
     high = max(high, 1.01 * low)  # The identity divides by high - low.
     end, far = certificates.deciding(low, high, size, objective.smoothness)
     decrease = min(descent.decrease(end, size, objective.smoothness), 0.99 / objective.smoothness)
-    most = certificates.most_balance(decrease, objective.smoothness)
+    most = max(1.0, certificates.most_balance(decrease, objective.smoothness))
     balance = 1 + along * (most - 1)
     certificate = certificates.pl_certificate(
         start, stop, image, end, far, size, objective.smoothness, objective.pl, balance
@@ -233,7 +233,7 @@ def test_no_other_balance_has_a_smaller_factor(low, condition, share, ratio, alo
     end, _ = certificates.deciding(low, high, size, smoothness)
     decrease = descent.decrease(end, size, smoothness)
     assume(smoothness * decrease < 1 - 1e-9)
-    most = certificates.most_balance(decrease, smoothness)
+    most = max(1.0, certificates.most_balance(decrease, smoothness))
     best = certificates.pl_factor(low, high, size, smoothness, mu)
     other = certificates.pl_factor(low, high, size, smoothness, mu, 1 + along * (most - 1))
     assert best <= other * (1 + 1e-9) + 1e-12
