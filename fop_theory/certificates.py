@@ -155,7 +155,7 @@ def operator(g: Any, image: Any, low: Any, high: Any) -> np.ndarray:
         raise ValueError("g: expected a vector that is not zero")
     aside = image - middle * g
     shrink = float(np.linalg.norm(aside)) / length
-    if shrink > (high - low) / 2 * (1 + 1e-12):
+    if shrink > (high - low) / 2 + 1e-12 * abs(high):
         raise ValueError(f"image: expected P g for a P with eigenvalues in [{low}, {high}], got {image!r}")
     P = middle * np.eye(len(g))
     if shrink == 0:
