@@ -65,7 +65,9 @@ class Bucket:
                 safe_factor(G, H, group["hyper_lr"] * lr, group["safe"]) for G, H, lr in zip(Gs, Hs, lrs, strict=True)
             ]
             slopes = list(torch._foreach_mul(slopes, shortened))
-        if all(lr is lrs[0] for lr in lrs):
+        if form.normalised:
+            self.slopes = list(torch._foreach_neg(slopes))
+        elif all(lr is lrs[0] for lr in lrs):
             self.slopes = list(torch._foreach_mul(slopes, -lrs[0]))
         else:
             self.slopes = list(torch._foreach_mul(slopes, torch._foreach_neg(lrs)))

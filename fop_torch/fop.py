@@ -504,8 +504,9 @@ class FOP(Optimizer):
             for M in bucket.Ms:
                 M.grad = None
                 self.hyper.state[M]  # from now on its state is known to exist, be it empty
-            if bucket.group["max_norm"] is not None:
-                bucket.form.limit(bucket.Ms, bucket.group["max_norm"])
+            bound = bucket.group["max_norm"] or bucket.form.bound
+            if bound is not None:
+                bucket.form.limit(bucket.Ms, bound)
 
     # ------------------------------------------------------------------------------------------ what it learned
 

@@ -105,6 +105,15 @@ def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
     if options["normalize"] and not isinstance(FORMS[kind], Dense):
         kind_error = f"normalize: Eq. (11) is for the matrix forms, got preconditioner {kind!r}"
         raise ValueError(f"{kind_error}; use 'spatial', 'dense' or 'low_rank'")
+    if FORMS[kind].normalised and options["through"] == "step":
+        raise ValueError(f"through: {kind!r} learns from gradients alone; use through='plain' or 'velocity'")
+    if FORMS[kind].normalised and options["safe"] is not None:
+        raise ValueError(f"safe: {kind!r} is definite without it; use max_norm to keep it from becoming small")
+    if FORMS[kind].normalised and options["max_norm"] is not None and options["max_norm"] <= 1:
+        raise ValueError(
+            f"max_norm: {kind!r} keeps P between 1 / max_norm and max_norm, so it must exceed 1, "
+            f"got {options['max_norm']!r}"
+        )
     if kind == "low_rank" and options["max_norm"] is not None and options["max_norm"] <= 1:
         raise ValueError(
             f"max_norm: I + M M^T has a norm over 1, got {options['max_norm']!r}; use 'dense' for smaller steps"

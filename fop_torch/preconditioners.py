@@ -123,6 +123,10 @@ class Form(ABC):
 
     #: Is P positive semi-definite whatever M is?
     positive = True
+    #: Does M learn by the normalised hypergradient, which has no learning rate in it?
+    normalised = False
+    #: Bound on P where `max_norm` names none.
+    bound: float | None = None
 
     def check(self, shape: torch.Size) -> None:  # noqa: B027 (most forms fit every shape)
         """Raise `ValueError` if a parameter of this shape cannot have this form."""
@@ -407,6 +411,63 @@ class LayerRate(Scalar):
         return [torch.vdot(G.reshape(-1), H.reshape(-1)) for G, H in zip(Gs, Hs, strict=True)]
 
 
+class Exponential(Form):
+    """P = exp(M), M symmetric: definite whatever M is, and learned by mirror steps (`fop_theory.online`).
+
+    A kernel has one P over its positions, a matrix one over its inputs up to `widest`, all else a rate, exp(M) I.
+    """
+
+    normalised = True
+    #: Beyond any step that is of use, and far from where exp(M) overflows.
+    bound = 1e3
+    #: Above that many inputs a matrix of inputs by inputs is not worth its price.
+    widest = 128
+
+    def width(self, shape: torch.Size) -> int:
+        """m; the rows are what is left."""
+        positions = math.prod(shape[2:])
+        inner = positions if len(shape) > 2 and positions > 1 else math.prod(shape[1:])
+        return inner if len(shape) > 1 and inner <= self.widest else 1
+
+    def factor_shape(self, shape: torch.Size, rank: int | None) -> tuple[int, ...]:
+        """`[m, m]`."""
+        return (self.width(shape),) * 2
+
+    def start(self, shape: torch.Size, rank: int | None, scale: float, generator: torch.Generator) -> Tensor:
+        """Zero: P = I."""
+        return torch.zeros(self.factor_shape(shape, rank))
+
+    def precondition(
+        self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """`G exp(M)`."""
+        return [(G.reshape(-1, len(M)) @ self.matrix(M, G.shape)).view(G.shape) for M, G in zip(Ms, Gs, strict=True)]
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`(G^T H + H^T G) / (2 |H| max(|G|, |H|))`, the normalised hypergradient of P; of a norm of at most 1."""
+        found = []
+        for M, G, H in zip(Ms, Gs, Hs, strict=True):
+            C = G.reshape(-1, len(M)).mT @ H.reshape(-1, len(M))
+            tiny = torch.finfo(C.dtype).tiny
+            size_h = torch.linalg.vector_norm(H)
+            larger = torch.maximum(torch.linalg.vector_norm(G), size_h)
+            found.append((C + C.mT) / (2 * size_h).clamp_min(tiny) / larger.clamp_min(tiny))
+        return found
+
+    def limit(self, Ms: Tensors, bound: float) -> None:
+        """Clip M's eigenvalues to the bound's logarithm and its negative: P and its inverse keep the bound."""
+        largest = math.log(bound)
+        for M in Ms:
+            size = float(torch.linalg.vector_norm(M))
+            if largest < size < math.inf:
+                values, vectors = torch.linalg.eigh(M)
+                M.copy_((vectors * values.clamp(-largest, largest)) @ vectors.mT)
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """`exp(M)`."""
+        return torch.linalg.matrix_exp(M)
+
+
 #: The forms by the names that `FOP(preconditioner=...)` takes; "none" leaves the gradient as it is.
 FORMS: dict[str, Form] = {
     "spatial": Spatial(),
@@ -416,4 +477,5 @@ FORMS: dict[str, Form] = {
     "scalar": Scalar(),
     "pp-hd": PerParameterRate(),
     "s-hd": LayerRate(),
+    "exponential": Exponential(),
 }

@@ -20,6 +20,7 @@ MODULES = {
     "imagenet": "fop_torch.studies.imagenet.train",
     "robustness": "fop_torch.studies.robustness.train",
     "bipedal": "fop_torch.studies.bipedal.train",
+    "repair": "fop_torch.studies.repair.train",
 }
 
 

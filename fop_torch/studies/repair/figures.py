@@ -1,0 +1,59 @@
+"""The suite in pictures: each function draws on axes that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fop_theory.plots import COLORS
+from fop_torch.results import Record
+from fop_torch.studies.repair import summary
+from fop_torch.studies.repair.train import DECADES, base
+
+#: What the methods are called, and their colours.
+NAMES = {
+    "paper": ("FOP, the paper's", COLORS["FOP"]),
+    "bounded": ("FOP, norm up to 2", COLORS["FOP-norm"]),
+    "safe": ("FOP, safe step", COLORS["PP-HD"]),
+    "exponential": ("exp(X)", "#9C3F75"),
+    "budget": ("exp(X), budget 2", COLORS["S-HD"]),
+    "budgets": ("exp(X) over budgets", "black"),
+    "SGD": ("SGD", COLORS["SGD"]),
+    "momentum": ("momentum", COLORS["momentum"]),
+    "Adam": ("Adam", COLORS["Adam"]),
+    "L-BFGS": ("L-BFGS", "#777777"),
+}
+
+
+def rates(axis: Any, records: Sequence[Record], problem: str, methods: Sequence[str], share: float = 1.0) -> None:
+    """Gain over the base in decades of the loss, over six decades of the rate; a cross below marks divergence."""
+    for method in methods:
+        cells = summary.sweep(records, problem, method, share)
+        gains = np.array([cell.gain for cell in cells])
+        label, color = NAMES[method]
+        axis.plot(DECADES, np.where(np.isfinite(gains), gains, np.nan), ".-", color=color, label=label)
+        lost = [step for step, gain in zip(DECADES, gains, strict=True) if not np.isfinite(gain)]
+        axis.plot(lost, [-2.8 + 0.12 * methods.index(method)] * len(lost), "x", color=color)
+    axis.axhline(0, color=NAMES[base(problem)][1], linewidth=0.8)
+    axis.set_yscale("symlog", linthresh=0.1)
+    axis.set(xlabel="decades from its middle rate", xticks=DECADES)
+    axis.text(0.03, 0.94, problem, transform=axis.transAxes, va="top")
+
+
+def training(axis: Any, records: Sequence[Record], problem: str, methods: Sequence[str]) -> None:
+    """Loss along each method's best run, its seeds' geometric mean."""
+    for method in methods:
+        try:
+            record = summary.one(records, problem, method)
+        except summary.MissingRunsError:
+            continue
+        setting = summary.tuned(record)
+        table = record.metrics
+        some = table[[str(part).startswith(setting.part(0)[:-1]) for part in table["part"]]]
+        curve = np.log10(some.pivot_table(index="iteration", columns="part", values="value")).mean(axis=1)
+        label, color = NAMES[method]
+        axis.plot(curve.index, 10**curve, color=color, label=label)
+    axis.set(xlabel="step", yscale="log")
+    axis.text(0.97, 0.94, problem, transform=axis.transAxes, va="top", ha="right")

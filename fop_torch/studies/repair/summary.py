@@ -1,0 +1,192 @@
+"""What the suite says: pure functions from records to numbers, and from those to verdicts.
+
+Losses are compared by their decimal logarithm: a tenth of a loss counts the same at every level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fop_torch.results import Record
+from fop_torch.studies import provenance, reading
+from fop_torch.studies.reading import MissingRunsError
+from fop_torch.studies.repair.train import BUDGETS, DECADES, KINDS, PEERS, PROBLEMS, SHARES, STUDY, Setting, base
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides; fixed before any run of the laptop profile.
+
+    Known by then: a trial in NumPy on quadratics, logistic losses and Rosenbrock's function, in which the exponential
+    form did well at a rate of a hundredth, and less well above a tenth where gradients are noisy.
+
+    Attributes:
+        margin: In decades: a setting did harm if its mean loss is this much above the base's and the seeds' interval
+            of the difference, paired, lies above zero.
+        wild: In decades: so much above the base's it did harm whatever the interval says.
+        level: Of the interval (Student's t).
+        candidate: The setting that may become the recommended default, if it does no harm at all: method, rate.
+    """
+
+    margin: float = 0.02
+    wild: float = 1.0
+    level: float = 0.95
+    candidate: tuple[str, float] = ("budget", KINDS["budget"][1])
+
+
+RULES = Rules()
+#: What a diverged run's logarithm counts as.
+DIVERGED = np.inf
+
+
+class Cell(NamedTuple):
+    """One setting against its base: the mean gain in decades (positive is better), and whether it did harm."""
+
+    setting: Setting
+    gain: float
+    harm: bool
+
+
+def one(records: Sequence[Record], problem: str, method: str) -> Record:
+    """The longest run of a method on a problem.
+
+    Raises:
+        MissingRunsError: If there is none.
+    """
+    found = [r for r in records if (r.config["problem"], r.config["method"]) == (problem, method)]
+    if not found:
+        raise MissingRunsError(f"{method} on {problem} has no run; `fop run repair` makes it")
+    return max(found, key=lambda r: r.config["iterations"])
+
+
+def ends(record: Record) -> dict[Setting, np.ndarray]:
+    """The logarithm of each setting's last loss, `[seeds]`; `DIVERGED` where a curve ended early."""
+    table = record.metrics
+    table = table[table["name"] == "loss"]
+    found: dict[Setting, list[float]] = {}
+    for part, curve in table.groupby("part", sort=False):
+        *numbers, _ = map(float, str(part).split())
+        curve = curve.sort_values("iteration")
+        whole = curve["iteration"].iloc[-1] == record.config["iterations"]
+        value = float(np.log10(curve["value"].iloc[-1])) if whole else DIVERGED
+        found.setdefault(Setting(*numbers), []).append(value)
+    return {setting: np.array(values) for setting, values in found.items()}
+
+
+def tuned(record: Record) -> Setting:
+    """The setting with the least mean logarithm at the end."""
+    found = ends(record)
+    return min(found, key=lambda setting: found[setting].mean())
+
+
+def harms(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Did a setting do harm? By `RULES`; logarithms of paired seeds."""
+    if not np.isfinite(ours).all():
+        return True
+    worse = ours - theirs
+    if worse.mean() >= RULES.wild:
+        return True
+    half = stats.t.ppf((1 + RULES.level) / 2, len(worse) - 1) * worse.std(ddof=1) / np.sqrt(len(worse))
+    return bool(worse.mean() > RULES.margin and worse.mean() - half > 0)
+
+
+def sweep(records: Sequence[Record], problem: str, method: str, share: float) -> list[Cell]:
+    """A method's settings against the base at the same learning rate, in the order of the rate or budget."""
+    record, alone = one(records, problem, method), ends(one(records, problem, base(problem)))
+    lr = share * record.config["lr"]
+    # The grid has a factor of ten in it, so that the base ran there too.
+    theirs = next((v for s, v in alone.items() if np.isclose(s.lr, lr, rtol=1e-4)), None)
+    if theirs is None:
+        raise MissingRunsError(f"{base(problem)} on {problem} has no run at the learning rate {lr:g}")
+    cells = []
+    for setting, values in ends(record).items():
+        if np.isclose(setting.lr, lr, rtol=1e-4):
+            gain = float((theirs - values).mean()) if np.isfinite(values).all() else -np.inf
+            cells.append(Cell(setting, gain, harms(values, theirs)))
+    return cells
+
+
+def problems(records: Sequence[Record]) -> list[str]:
+    """Those that have runs, in the suite's order."""
+    there = {r.config["problem"] for r in records}
+    return [name for name in PROBLEMS if name in there]
+
+
+def shares(records: Sequence[Record]) -> pd.DataFrame:
+    """For each method the share of its settings that end well, by problem and learning rate, and over all."""
+    rows = {}
+    for method in (*KINDS, BUDGETS):
+        rows[method] = {
+            (problem, share): 1 - np.mean([cell.harm for cell in sweep(records, problem, method, share)])
+            for problem in problems(records)
+            for share in SHARES
+            if _there(records, problem, share)
+        }
+    table = pd.DataFrame(rows).T
+    table[("all", "")] = table.mean(axis=1)
+    return table
+
+
+def _there(records: Sequence[Record], problem: str, share: float) -> bool:
+    """Did the base run at this share of its tuned rate? The tuned one may be at the end of its grid."""
+    record = one(records, problem, base(problem))
+    return any(np.isclose(s.lr, share * tuned(record).lr, rtol=1e-4) for s in ends(record))
+
+
+def default(records: Sequence[Record]) -> dict[tuple[str, float], Cell]:
+    """The candidate's cell on each problem at each learning rate."""
+    method, rate = RULES.candidate
+    return {
+        (problem, share): next(
+            cell for cell in sweep(records, problem, method, share) if np.isclose(cell.setting.rate, rate, rtol=1e-4)
+        )
+        for problem in problems(records)
+        for share in SHARES
+        if _there(records, problem, share)
+    }
+
+
+def recommended(records: Sequence[Record]) -> bool:
+    """Does the candidate become the recommended default? If it did no harm anywhere."""
+    return not any(cell.harm for cell in default(records).values())
+
+
+def best(records: Sequence[Record]) -> pd.DataFrame:
+    """Each method's best end, in decades below the base's best, mean over the seeds: seven settings each."""
+    rows: dict[str, dict[str, float]] = {}
+    for problem in problems(records):
+        start = min(values.mean() for values in ends(one(records, problem, base(problem))).values())
+        for method in (*PEERS, *KINDS, BUDGETS):
+            try:
+                record = one(records, problem, method)
+            except MissingRunsError:
+                continue
+            found = ends(record)
+            if method not in PEERS:  # at the tuned learning rate alone, so that all have tried as much
+                found = {s: v for s, v in found.items() if np.isclose(s.lr, record.config["lr"], rtol=1e-4)}
+            rows.setdefault(method, {})[problem] = float(start - min(values.mean() for values in found.values()))
+    return pd.DataFrame(rows).T
+
+
+def report(records: Sequence[Record]) -> str:
+    """The numbers in words, for `fop report repair`."""
+
+    def told(found: Mapping[tuple[str, float], Cell]) -> str:
+        lines = [
+            f"{problem} at {share:g} of the tuned rate: {cell.gain:+.2f} decades{', harm' if cell.harm else ''}"
+            for (problem, share), cell in found.items()
+        ]
+        return "\n".join([*lines, f"recommended: {'yes' if recommended(records) else 'no'}"])
+
+    return reading.report({
+        "Provenance": lambda: provenance(STUDY, records),
+        f"Share of {len(DECADES)} settings over six decades that end well": lambda: shares(records),
+        "Best end, decades below the tuned base": lambda: best(records),
+        "The candidate": lambda: told(default(records)),
+    })  # fmt: skip
