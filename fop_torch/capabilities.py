@@ -184,6 +184,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         _fop_alone("may become negative by design"),
     ),
     Capability("options", "max_norm", "Bounds the norm of P; for the baselines the size of a rate.", _all("yes")),
+    Capability(
+        "options",
+        "exponential",
+        "P = exp(M) is definite by itself and learns at a rate without a unit; the baselines have their own form.",
+        _fop_alone("multiple values for keyword argument 'preconditioner'"),
+    ),
     # ------------------------------------------------------------------------------------------ state and hardware
     Capability("state", "state_dict", "Goes on to the last bit, with torch.load's defaults.", _all("yes")),
     Capability(
@@ -197,7 +203,10 @@ CAPABILITIES: tuple[Capability, ...] = (
         "hardware", "torch.compile", "The compiled step is cut once, as SGD's is, and not compiled again.", _all("yes")
     ),
     Capability(
-        "hardware", "CUDA without waits", "From the third step on the host does not wait for the device.", _all("yes")
+        "hardware",
+        "CUDA without waits",
+        "From the third step on the host waits for the device in the exponential form's bound alone.",
+        _all("yes"),
     ),
     Capability("hardware", "DDP", "M is the same on all processes, to the bit, without being sent.", _all("yes")),
     Capability(

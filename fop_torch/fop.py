@@ -37,8 +37,10 @@ class FOP(Optimizer):
             (with Adam) for CIFAR-10 and ImageNet.
         preconditioner: `"spatial"` (k^2 x k^2, shared by all channels, Section 2.2), `"dense"` (m x m over the input
             dimension, Eq. (2)), `"low_rank"` (I + M M^T, Eq. (23)), `"diagonal"`, `"scalar"`, `"none"`, the paper's
-            baselines `"s-hd"` and `"pp-hd"`, or `"auto"`: spatial for kernels larger than 1 x 1; for matrices dense
-            up to 128 inputs, low rank above; none for vectors.
+            baselines `"s-hd"` and `"pp-hd"`, `"exponential"`, or `"auto"`: spatial for kernels larger than 1 x 1; for
+            matrices dense up to 128 inputs, low rank above; none for vectors. `"exponential"` is P = exp(M), for every
+            shape, learned by the normalised hypergradient: its `hyper_lr` has no unit; take
+            `hyper=torch.optim.SGD, hyper_lr=0.01`.
         rank: Columns of M for `"low_rank"`; None takes 16, or all where there are fewer. 0 is the base optimizer.
         normalize: FOP-norm, Eq. (11): `P sqrt(m) / |P|_F`, for the matrix forms.
         through_norm: With `normalize`, differentiate through the norm (exact); False holds the norm constant, as
@@ -54,7 +56,8 @@ class FOP(Optimizer):
         safe: A number tau in (0, 1): shorten the update of M so that no eigenvalue of M M^T falls below
             `(1 - tau)^2` times the smallest in one step. For plain SGD as the hyper-optimizer only.
         max_norm: Bound on the spectral norm of P: M is scaled down when P exceeds it. Safe by a small margin: the
-            norm is bounded from above to within `m^(1/64)`.
+            norm is bounded from above to within `m^(1/64)`. For `"exponential"` a budget: P and its inverse keep it,
+            and it is 1000 when left out.
         base: Class of the optimizer of the parameters.
         hyper: Class of the optimizer of M. Default Adam, as in the paper's experiments.
         hyper_options: Further options of `hyper`, such as `{"betas": (0.9, 0.99)}`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -275,9 +276,12 @@ def test_what_every_form_says_agrees_with_numpy(kind: str) -> None:
     assert found.form == kind
     M = optimizer.state[p]["M"].numpy()
     G = p.grad.numpy()
-    rows = {"spatial": G.reshape(-1, 4), "dense": G.reshape(2, -1), "low_rank": G.reshape(2, -1)}.get(
-        kind, G.reshape(1, -1)
-    )
+    rows = {
+        "spatial": G.reshape(-1, 4),
+        "exponential": G.reshape(-1, 4),
+        "dense": G.reshape(2, -1),
+        "low_rank": G.reshape(2, -1),
+    }.get(kind, G.reshape(1, -1))
     P = {
         "spatial": lambda: M @ M.T,
         "dense": lambda: M @ M.T,
@@ -286,6 +290,7 @@ def test_what_every_form_says_agrees_with_numpy(kind: str) -> None:
         "scalar": lambda: M**2 * np.eye(24),
         "pp-hd": lambda: np.diag(M.ravel()),
         "s-hd": lambda: M * np.eye(24),
+        "exponential": lambda: scipy.linalg.expm(M),
     }[kind]()
     values = np.linalg.eigvalsh(P)
     step = rows @ P
@@ -308,7 +313,14 @@ def test_memory_is_counted_form_by_form(kind: str) -> None:
     bias = nn.Parameter(torch.ones(5))
     groups: list[dict[str, Any]] = [{"params": [p], "preconditioner": kind, "rank": 2}, {"params": [bias]}]
     optimizer = FOP(groups, 0.1, momentum=0.9)
-    entries = {"spatial": 4 * 4, "dense": 12 * 12, "low_rank": 12 * 2, "scalar": 1, "s-hd": 1}.get(kind, 24)
+    entries = {
+        "spatial": 4 * 4,
+        "exponential": 4 * 4,
+        "dense": 12 * 12,
+        "low_rank": 12 * 2,
+        "scalar": 1,
+        "s-hd": 1,
+    }.get(kind, 24)
     assert optimizer.memory_usage() == {"base": 0, "M": 4 * entries, "previous": 0, "hyper": 0}
     for _ in range(2):
         for each in (p, bias):

@@ -610,6 +610,17 @@ def _(optimizer_class: Build) -> None:
         assert (max(norms) > 1.6) == (bound == 1e6)
 
 
+@check("exponential")
+def _(optimizer_class: Build) -> None:
+    params = parameters()[:3]
+    optimizer = build(optimizer_class, params, preconditioner="exponential", hyper=SGD, hyper_lr=3.0)
+    train(params, optimizer)
+    for learned in optimizer.preconditioners().values():
+        assert float(learned.eigenvalues[0]) > 0
+        assert (learned.P - learned.P.mT).abs().max() < 1e-3 * learned.P.abs().max()
+        assert not torch.allclose(learned.P, torch.eye(len(learned.P)), atol=1e-3)
+
+
 @check("state_dict")
 def _(optimizer_class: Build) -> None:
     params = parameters()

@@ -187,11 +187,22 @@ def variants(kind: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.usefixtures("fakes")
 @pytest.mark.parametrize("order", ["paper", "m-first"])
-@pytest.mark.parametrize(("kind", "variant"), [(kind, variant) for kind in FORMS for variant in variants(kind)])
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [(kind, variant) for kind in FORMS if kind != "exponential" for variant in variants(kind)],
+)
 def test_no_form_makes_the_host_wait(kind: str, variant: str, order: str) -> None:
     params = parameters(*SHAPES.get(kind, [(4, 3), (2, 5)]), (4,))
     groups = [{"params": params[:2], "preconditioner": kind}, {"params": params[2:], "preconditioner": "none"}]
     settle_and_watch(params, FOP(groups, 0.1, momentum=0.9, order=order, **variants(kind)[variant]))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_the_bound_of_the_exponential_form_waits() -> None:
+    """As the table says: it looks whether there is anything to clip."""
+    params = parameters((4, 3))
+    with pytest.raises(Waited):
+        settle_and_watch(params, FOP(params, 0.1, preconditioner="exponential"))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
+from fop_theory.online import mirror_step
 from fop_torch import FOP
 from fop_torch.preconditioners import FORMS, norm_from_above, safe_factor
 from tests.strategies import dims, factors, gradient_pairs, scales, seeds
 
-POSITIVE = [kind for kind in FORMS if FORMS[kind].positive and kind != "low_rank"]
+POSITIVE = [kind for kind in FORMS if FORMS[kind].positive and kind not in ("low_rank", "exponential")]
 
 
 def shaped(kind: str, rows: np.ndarray, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -155,6 +156,8 @@ def test_the_safe_step_holds_in_float32_at_every_scale(kind: str, run: Any, scal
 def norm(kind: str, M: Tensor) -> float:
     """The spectral norm of P."""
     M = M.double()
+    if kind == "exponential":  # of P or of its inverse, which is bounded too
+        return float(torch.linalg.matrix_norm(M, 2).exp())
     if kind in ("dense", "spatial", "low_rank"):
         return float(torch.linalg.matrix_norm(M, 2) ** 2) + (kind == "low_rank")
     return float(M.abs().max()) if kind in ("pp-hd", "s-hd") else float(M.square().max())
@@ -171,7 +174,7 @@ def norm(kind: str, M: Tensor) -> float:
 def test_the_norm_never_exceeds_its_bound(
     kind: str, seed: int, bound: float, hyper_lr: float, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    bound = bound + (kind == "low_rank")
+    bound = bound + (kind in ("low_rank", "exponential"))
     generator = torch.Generator().manual_seed(seed)
     shape = (2, 2, 3, 1) if kind == "spatial" else (2, 3)
     p = nn.Parameter(torch.zeros(shape, dtype=dtype))
@@ -196,7 +199,7 @@ def test_without_a_bound_it_does(kind: str) -> None:
     assert norm(kind, optimizer.state[p]["M"]) > 4
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", [kind for kind in FORMS if kind != "exponential"])
 @given(seed=seeds, bound=st.floats(0.1, 100), share=st.floats(0, 1))
 def test_below_the_bound_nothing_is_touched(kind: str, seed: int, bound: float, share: float) -> None:
     bound = bound + (kind == "low_rank")
@@ -224,6 +227,33 @@ def test_beyond_the_bound_the_size_changes_and_nothing_else(seed: int, share: fl
     torch.testing.assert_close(ratio, ratio[0, 0].expand(4, 4), rtol=1e-14, atol=0)
     # Scaled to the bound, within what the norm from above is loose.
     assert bound / 4 ** (1 / 64) * (1 - 1e-12) <= norm("dense", M) <= bound * (1 + 1e-12)
+
+
+@given(seed=seeds, bound=st.floats(1.001, 100), share=st.floats(0, 3))
+def test_the_exponential_form_is_clipped_as_the_theory_clips(seed: int, bound: float, share: float) -> None:
+    """Against `mirror_step` with a rate of zero; within the budget no bit is changed."""
+    draw = np.random.default_rng(seed).standard_normal((4, 4))
+    X = (draw + draw.T) / np.linalg.norm(draw + draw.T) * share * math.log(bound)
+    M = torch.tensor(X)
+    FORMS["exponential"].limit([M], bound)
+    clipped = mirror_step(X, np.ones((4, 1)), np.ones((4, 1)), 0.0, bound)
+    np.testing.assert_allclose(M.numpy(), clipped, rtol=0, atol=1e-14 * math.log(bound))
+    if share <= 0.99:
+        assert torch.equal(M, torch.tensor(X))
+
+
+@given(pair=gradient_pairs(), rate=scales, bound=st.floats(1.01, 100))
+def test_a_step_of_the_exponential_form_is_the_mirror_step(pair: Any, rate: float, bound: float) -> None:
+    G, H = pair
+    X = np.zeros((len(G), len(G)))
+    p = nn.Parameter(torch.zeros_like(shaped("dense", G)))
+    optimizer = FOP([p], 0.1, preconditioner="exponential", hyper=SGD, hyper_lr=rate, max_norm=bound)
+    for grad in (H, G):
+        p.grad = shaped("dense", grad)
+        optimizer.step()
+    if np.any(H):
+        X = mirror_step(X, G, H, rate, bound)
+    np.testing.assert_allclose(optimizer.state[p]["M"].numpy(), X, rtol=0, atol=1e-13 * (rate + 1))
 
 
 def test_a_bound_that_is_never_reached_changes_no_bit() -> None:
