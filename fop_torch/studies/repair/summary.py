@@ -5,7 +5,7 @@ Losses are compared by their decimal logarithm: a tenth of a loss counts the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ import pandas as pd
 from scipy import stats
 
 from fop_torch.results import Record
+from fop_torch.statistics import Verdict
 from fop_torch.studies import provenance, reading
-from fop_torch.studies.reading import MissingRunsError
+from fop_torch.studies.reading import Finding, MissingRunsError
 from fop_torch.studies.repair.train import BUDGETS, DECADES, KINDS, PEERS, PROBLEMS, SHARES, STUDY, Setting, base
 
 
@@ -68,14 +69,12 @@ def one(records: Sequence[Record], problem: str, method: str) -> Record:
 def ends(record: Record) -> dict[Setting, np.ndarray]:
     """The logarithm of each setting's last loss, `[seeds]`; `DIVERGED` where a curve ended early."""
     table = record.metrics
-    table = table[table["name"] == "loss"]
+    last = table[table["name"] == "loss"].sort_values("iteration", kind="stable").groupby("part", sort=False).last()
     found: dict[Setting, list[float]] = {}
-    for part, curve in table.groupby("part", sort=False):
+    for part, iteration, value in zip(last.index, last["iteration"], np.log10(last["value"]), strict=True):
         *numbers, _ = map(float, str(part).split())
-        curve = curve.sort_values("iteration")
-        whole = curve["iteration"].iloc[-1] == record.config["iterations"]
-        value = float(np.log10(curve["value"].iloc[-1])) if whole else DIVERGED
-        found.setdefault(Setting(*numbers), []).append(value)
+        whole = iteration == record.config["iterations"]
+        found.setdefault(Setting(*numbers), []).append(float(value) if whole else DIVERGED)
     return {setting: np.array(values) for setting, values in found.items()}
 
 
@@ -157,6 +156,34 @@ def recommended(records: Sequence[Record]) -> bool:
     return not any(cell.harm for cell in default(records).values())
 
 
+def verdicts(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
+    """What the suite says to our claims, a finding for each problem and learning rate."""
+    places = [(p, share) for p in problems(records) for share in SHARES if _there(records, p, share)]
+
+    def none_harms(method: str) -> tuple[Finding, ...]:
+        found = []
+        for problem, share in places:
+            cells = sweep(records, problem, method, share)
+            count = sum(cell.harm for cell in cells)
+            said = f"{count} of {len(cells)} settings did harm"
+            found.append(Finding(f"{problem} at {share:g}", "differs" if count else "matches", said))
+        return tuple(found)
+
+    candidate = tuple(
+        Finding(f"{problem} at {share:g}", "differs" if cell.harm else "matches", f"{cell.gain:+.2f} decades")
+        for (problem, share), cell in default(records).items()
+    )
+    flipped: dict[Verdict, Verdict] = {"matches": "differs", "differs": "matches"}
+    return {
+        "ours-repair-default": candidate,
+        "ours-repair-rates": none_harms("budget"),
+        "ours-repair-budgets": none_harms(BUDGETS),
+        "ours-repair-paper": tuple(
+            each._replace(verdict=flipped[each.verdict]) for each in none_harms("paper") if each.what.endswith("at 1")
+        ),
+    }
+
+
 def best(records: Sequence[Record]) -> pd.DataFrame:
     """Each method's best end, in decades below the base's best, mean over the seeds: seven settings each."""
     rows: dict[str, dict[str, float]] = {}
@@ -176,17 +203,10 @@ def best(records: Sequence[Record]) -> pd.DataFrame:
 
 def report(records: Sequence[Record]) -> str:
     """The numbers in words, for `fop report repair`."""
-
-    def told(found: Mapping[tuple[str, float], Cell]) -> str:
-        lines = [
-            f"{problem} at {share:g} of the tuned rate: {cell.gain:+.2f} decades{', harm' if cell.harm else ''}"
-            for (problem, share), cell in found.items()
-        ]
-        return "\n".join([*lines, f"recommended: {'yes' if recommended(records) else 'no'}"])
-
     return reading.report({
         "Provenance": lambda: provenance(STUDY, records),
         f"Share of {len(DECADES)} settings over six decades that end well": lambda: shares(records),
         "Best end, decades below the tuned base": lambda: best(records),
-        "The candidate": lambda: told(default(records)),
+        "The candidate": lambda: f"recommended: {'yes' if recommended(records) else 'no'}",
+        "Claims": lambda: reading.told(verdicts(records)),
     })  # fmt: skip

@@ -135,7 +135,7 @@ PROBLEMS: dict[str, Problem] = {
     "quadratic": Problem(200, 0.5, 0.0, True, quadratic, lambda _: None),
     "logistic": Problem(200, 3.0, 0.0, True, logistic, lambda _: None, "scikit-learn, breast cancer"),
     "Rosenbrock": Problem(400, 1e-3, 0.0, True, rosenbrock, lambda _: None),
-    "digits": Problem(200, 0.3, 0.0, False, _seeded(lambda: nn.Linear(64, 10)), _digits, "scikit-learn, digits"),
+    "digits": Problem(200, 3.0, 0.0, False, _seeded(lambda: nn.Linear(64, 10)), _digits, "scikit-learn, digits"),
     "MNIST": Problem(150, 0.03, 0.9, False, _seeded(_mlp), _images("mnist", 4000), "mnist"),
     "CIFAR-10": Problem(100, 0.01, 0.9, False, _seeded(_convolutional), _images("cifar10", 2000), "cifar10"),
 }
@@ -240,7 +240,7 @@ def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
             continue
         each = Config(name, base(name), iterations=problem.steps)
         if profile == "smoke":
-            each = replace(each, seeds=2, iterations=30, stand_in=True)
+            each = replace(each, seeds=2, iterations=15, stand_in=True)
         own = [r for r in records if r.config["problem"] == name]
         known = [r for r in own if r.config["method"] == base(name) and r.config["iterations"] == each.iterations]
         peers = PEERS if problem.full else tuple(peer for peer in PEERS if peer != "L-BFGS")
@@ -332,7 +332,7 @@ STUDY = Study(
     shows="nothing of the paper: our repairs of its method, beside the paper's own update",
     data=("mnist", "cifar10"),
     profiles={
-        "smoke": "two of six problems, 30 steps, 2 seeds",
+        "smoke": "two of six problems, 15 steps, 2 seeds",
         "laptop": "short runs: 100 to 400 steps, 3 seeds, 4,000 images of MNIST and 2,000 of CIFAR-10, small networks",
         "paper": "as laptop: the paper has no such suite",
     },
