@@ -49,8 +49,9 @@ def test_the_candidate_does_no_harm(judged) -> None:
     judged("ours-repair-default")
 
 
-@pytest.mark.claim("ours-repair-rates", shows="holds", by="experiment")
-def test_no_rate_does_harm_within_a_budget(judged) -> None:
+@pytest.mark.claim("ours-repair-rates", shows="matches", by="experiment")
+@pytest.mark.claim("ours-repair-rates", shows="differs", by="experiment")
+def test_hardly_a_rate_does_harm_within_a_budget(judged) -> None:
     judged("ours-repair-rates")
 
 
@@ -59,6 +60,7 @@ def test_no_budget_does_harm_at_the_small_rate(judged) -> None:
     judged("ours-repair-budgets")
 
 
-@pytest.mark.claim("ours-repair-paper", shows="holds", by="experiment")
-def test_the_papers_update_does_harm_somewhere(judged) -> None:
+@pytest.mark.claim("ours-repair-paper", shows="matches", by="experiment")
+@pytest.mark.claim("ours-repair-paper", shows="differs", by="experiment")
+def test_the_papers_update_does_harm_on_nearly_all_problems(judged) -> None:
     judged("ours-repair-paper")
