@@ -39,7 +39,7 @@ def rates(axis: Any, records: Sequence[Record], problem: str, methods: Sequence[
     axis.axhline(0, color=NAMES[base(problem)][1], linewidth=0.8)
     axis.set_yscale("symlog", linthresh=0.1)
     axis.set(xlabel="decades from its middle rate", xticks=DECADES)
-    axis.text(0.03, 0.94, problem, transform=axis.transAxes, va="top")
+    axis.text(1, 1.02, problem, transform=axis.transAxes, va="bottom", ha="right")
 
 
 def training(axis: Any, records: Sequence[Record], problem: str, methods: Sequence[str]) -> None:
@@ -56,4 +56,4 @@ def training(axis: Any, records: Sequence[Record], problem: str, methods: Sequen
         label, color = NAMES[method]
         axis.plot(curve.index, 10**curve, color=color, label=label)
     axis.set(xlabel="step", yscale="log")
-    axis.text(0.97, 0.94, problem, transform=axis.transAxes, va="top", ha="right")
+    axis.text(1, 1.02, problem, transform=axis.transAxes, va="bottom", ha="right")
