@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -58,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties.append(("claims", claims))
             is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
             item.user_properties.append(("examples", settings.default.max_examples if is_property else 0))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what the tests make, not each time anew among all that was imported."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -85,7 +85,8 @@ class MiniBook:
         for needs_the_packages in ("ledger_pages", "reference_pages"):
             del config["sphinx"]["local_extensions"][needs_the_packages]
         self.write("_config.yml", yaml.safe_dump(config))
-        self.environment = {**os.environ, "FOP_DATA": str(root / "data"), "PYTHONPATH": str(root)}
+        folders = {"FOP_DATA": str(root / "data"), "FOP_CACHE": str(root / "cache"), "PYTHONPATH": str(root)}
+        self.environment = {**os.environ, **folders}
         self.environment.pop("FOP_PROFILE", None)
         self.command = book_command()
 

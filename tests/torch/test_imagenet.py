@@ -78,6 +78,15 @@ def run(config: Config, folder: Path, records: tuple = (), **options: object) ->
     return found
 
 
+def small(classes: int, *, projections: int) -> nn.Module:
+    """ResNet-18's kinds of layers, at a hundredth of its size: where a run goes on, or is shared, no other matters."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, kernel, stride in ((3, 8, 7, 2), (8, 8, 3, 1), (8, 16, 1, 2)):
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        layers += [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
+
+
 def curves(found: Session) -> list[tuple]:
     """All but the time that it took."""
     return [row for row in found.rows if row[2] != "seconds"]
@@ -362,8 +371,9 @@ def test_some_classes_of_the_small_set() -> None:
 # Runs
 
 
-def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps are an epoch: it stops in the middle of the second, and of the third."""
+    monkeypatch.setattr(imagenet, "resnet18", small)
     whole = run(TINY, tmp_path / "whole")
     for stop in (4, 3):
         with pytest.raises(InterruptedRunError):
@@ -421,7 +431,7 @@ from fop_torch import sweep
 from fop_torch.results import Store, run_key
 from fop_torch.studies import find
 from fop_torch.studies.imagenet import train as imagenet
-from tests.torch.test_imagenet import SHARED
+from tests.torch.test_imagenet import SHARED, small
 
 def runs(profile, records=()):
     return [SHARED, *imagenet._matched(SHARED, records)]
@@ -431,6 +441,7 @@ def slowly(*args, **kwargs):
     return save(*args, **kwargs)
 
 save, Store.save = Store.save, slowly
+imagenet.resnet18 = small
 imagenet.STUDY = imagenet.replace(imagenet.STUDY, runs=runs)
 root = Path(sys.argv[1])
 sweep.sweep(find("imagenet"), "smoke", store=Store(root / "results"), scratch=root / "scratch", device="cpu")
@@ -473,8 +484,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch: pytest.Mon
     together = {record.config["method"]: record for record in Store(tmp_path / "results").load("imagenet", "smoke")}
     assert {record.facts["processes"] for record in together.values()} == {2}
 
-    original = imagenet.resnet18
-    monkeypatch.setattr(imagenet, "resnet18", lambda *args, **kwargs: Halves(original(*args, **kwargs)))
+    monkeypatch.setattr(imagenet, "resnet18", lambda *args, **kwargs: Halves(small(*args, **kwargs)))
     followed = together["FOP"]
     for config in (SHARED, replace(SHARED, method="matched", gains=followed.key)):
         alone = curves(run(config, tmp_path / "alone", (followed,)))

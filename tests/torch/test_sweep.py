@@ -20,7 +20,7 @@ from fop_torch.results import Store, run_key
 from fop_torch.studies import live, recorded
 from fop_torch.studies.study import chosen_profile
 from fop_torch.sweep import SweepError, runs, sweep
-from tests.torch import tiny_study
+from tests.torch import dying, tiny_study
 from tests.torch.tiny_study import STUDY, Config
 
 ROOT = Path(__file__).parents[2]
@@ -102,17 +102,10 @@ def test_a_killed_worker_costs_only_what_it_had_not_saved(store, monkeypatch, tm
 
 
 def test_a_worker_that_always_dies_ends_the_sweep(store, monkeypatch) -> None:
-    asked(monkeypatch, Config(fail="always"), Config(seed=1))
-    monkeypatch.setattr("fop_torch.sweep.run_one", _die)
+    monkeypatch.setitem(tiny_study.RUNS, "laptop", [dying.Config(seed) for seed in range(2)])
+    monkeypatch.setattr("fop_torch.sweep.run_one", dying.run_one)
     with pytest.raises(SweepError, match=r"(?s)died three times in a row.*fewer --jobs"):
         sweep(STUDY, "laptop", jobs=2)
-
-
-def _die(*args, **kwargs) -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 KEEPING = """
@@ -161,7 +154,7 @@ def test_memory_that_is_kept_saves_the_kernel_work_and_changes_no_bit() -> None:
 COMMAND = """
 from fop_torch import cli
 from fop_torch.studies import MODULES
-from tests.torch import tiny_study
+from tests.torch import dying, tiny_study
 
 MODULES["tiny"] = tiny_study.__name__
 tiny_study.RUNS["laptop"] = [tiny_study.Config(seed=seed, fail="hang") for seed in range(2)]

@@ -101,12 +101,12 @@ def matrices(record: Record, name: str, layer: int) -> tuple[np.ndarray, np.ndar
     rows = rows[rows["name"].str.startswith(f"{name} ")]
     if rows.empty:
         raise MissingRunsError(f"{record.path.stem}: no {name} of layer {layer} is recorded")
-    table = rows.pivot(index="iteration", columns="name", values="value")
-    found = np.empty((len(table), POSITIONS, POSITIONS))
-    for column in table:
-        i, j = map(int, column.split()[1:])
-        found[:, i, j] = found[:, j, i] = table[column]
-    return table.index.to_numpy(), found
+    steps, at = np.unique(rows["iteration"], return_inverse=True)
+    which, names = pd.factorize(rows["name"])
+    i, j = np.array([each.split()[1:] for each in names], dtype=int)[which].T
+    found = np.full((len(steps), POSITIONS, POSITIONS), np.nan)
+    found[at, i, j] = found[at, j, i] = rows["value"]
+    return steps, found
 
 
 def last(group: Sequence[Record], name: str = "P") -> np.ndarray:
