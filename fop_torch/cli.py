@@ -361,6 +361,9 @@ def doctor() -> None:
             told = f"{len(configs)} runs, about {duration(costs[profile])} one after the other"
             click.echo(f"cost      {study.name}, {profile}: {told}")
     click.echo("Cost: steps alone, timed just now with one thread; more runs may be named when these are recorded.")
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load > processors + 1:  # one process is this one
+        click.echo(f"This machine is busy: {load:.0f} processes want its {processors} processors. Idle, it takes less.")
 
 
 def _free(folder: Path) -> int:

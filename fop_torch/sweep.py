@@ -280,7 +280,7 @@ class _Bar:
         self._quiet, self._told = quiet, 0
         shown = sys.stderr.isatty() and not quiet
         self._bar = tqdm(total=0, unit="step", disable=not shown, smoothing=0.05)
-        self._over = threading.Event()
+        self._began, self._over, self._counting = time.time(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True) if shown else None
 
     def add(self, runs: dict[str, Any], code: str) -> None:
@@ -292,6 +292,10 @@ class _Bar:
         for key, config in runs.items():
             if done := steps_done(self._folder / f"{key}.ckpt", code):
                 self._say(f"{config.label}: goes on after step {done:,} of {config.iterations:,}")
+                if self._thread:  # they count as done, not as fast
+                    self._seen[key] = done
+                    self._bar.n += done
+                    self._bar.initial += done
 
     def tell(self, outcome: Outcome) -> None:
         """Say that a run has ended, where no bar shows it."""
@@ -299,6 +303,8 @@ class _Bar:
         if not self._thread:
             how = "failed" if outcome.error else f"{outcome.seconds:.0f} s"
             self._say(f"{outcome.label}: {how}; {self._told} of {len(self._totals)} runs")
+        elif not outcome.error:
+            self._count(outcome.key, self._totals[outcome.key])
 
     def _say(self, line: str) -> None:
         if not self._quiet:
@@ -309,13 +315,17 @@ class _Bar:
             self._look()
 
     def _look(self) -> None:
-        for key, total in list(self._totals.items()):
-            before = self._seen.get(key, 0)
+        for key in list(self._totals):
+            path = self._folder / f"{key}.progress"
             try:
-                done = json.loads((self._folder / f"{key}.progress").read_text(encoding="utf-8"))[0]
-            except (OSError, ValueError):
-                # Gone after it had begun: the run is recorded.
-                done = total if before else 0
+                if path.stat().st_mtime >= self._began:  # else an earlier process left it
+                    self._count(key, json.loads(path.read_text(encoding="utf-8"))[0])
+            except (OSError, ValueError):  # it has not begun, has ended, or is being written
+                continue
+
+    def _count(self, key: str, done: int) -> None:
+        with self._counting:
+            before = self._seen.get(key, 0)
             if done > before:
                 self._bar.update(done - before)
                 self._seen[key] = done

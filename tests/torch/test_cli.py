@@ -385,7 +385,9 @@ def test_a_study_without_a_summary() -> None:
 # doctor, plan
 
 
-def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [0.7, 99.0])
+def test_doctor(load: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(data, "where", lambda name: f"under the bed, {name}")
     costs = []
     original = plan.costs_here
@@ -416,6 +418,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert len(free) == 2
     assert all(0 < number < 1e7 for number in free)
     assert not (tmp_path / "results").exists()  # it looks and makes nothing
+    assert ("This machine is busy: 99 processes want its" in found.stdout) == (load > 1)
 
 
 def test_plan() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from fop_torch import studies
 from fop_torch.results import Store, run_key
 from fop_torch.studies import live, recorded
 from fop_torch.studies.study import chosen_profile
-from fop_torch.sweep import SweepError, runs, sweep
+from fop_torch.sweep import Outcome, SweepError, _Bar, runs, sweep
 from tests.torch import dying, tiny_study
 from tests.torch.tiny_study import STUDY, Config
 
@@ -179,6 +182,46 @@ def test_no_worker_outlives_its_command(store, monkeypatch, tmp_path, number, co
     asked(monkeypatch, *(Config(seed=seed, fail="hang") for seed in range(2)))
     sweep(STUDY, "laptop")
     assert len(store.load("tiny", "laptop")) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_counts_what_was_done_and_no_more(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("fop_torch.sweep.steps_done", lambda path, code: 20 if path.name == "gone on.ckpt" else 0)
+    folder = tmp_path / "tiny" / "smoke"
+    folder.mkdir(parents=True)
+    for key in ("begun", "gone on"):  # left by the process before
+        (folder / f"{key}.progress").write_text("[25, 30]", encoding="utf-8")
+        os.utime(folder / f"{key}.progress", (0, 0))
+    bar = _Bar("tiny", "smoke", tmp_path, quiet=False)
+    bar.add({key: Config() for key in ("begun", "gone on", "failed")}, "code")
+    bar._look()
+    assert (bar._bar.n, bar._bar.total) == (20, 90)
+    for said, counted in (("", 20), ("[3, 30]", 23), ("[", 23), ("[9, 30]", 29)):  # some are read half-written
+        (folder / "begun.progress").write_text(said, encoding="utf-8")
+        bar._look()
+        assert bar._bar.n == counted
+    (folder / "begun.progress").unlink()
+    bar._look()
+    assert bar._bar.n == 29
+    bar.tell(Outcome("", "begun"))
+    bar.tell(Outcome("", "failed", error="broken"))
+    assert (bar._bar.n, bar._bar.initial) == (50, 20)
+    bar.tell(Outcome("", "gone on"))
+    assert bar._bar.n == 60
+    bar._bar.close()
+
+
+def test_a_terminal_gets_a_bar(store, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    sweep(STUDY, "smoke")
+    lines = re.split(r"[\r\n]+", sys.stderr.getvalue())
+    assert any(re.match(r"tiny smoke, 5 runs: 100%.* 150/150 \[.*step/s\]", line) for line in lines), lines[-5:]
+    assert "tiny smoke: starting 4 runs" in lines
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(store, tmp_path) -> None:
