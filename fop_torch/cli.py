@@ -355,6 +355,9 @@ def doctor() -> None:
     for name, folder in (("results", results.store().root), ("scratch", results.scratch())):
         click.echo(f"{name:<9} {folder}, {_free(folder) / 1e9:.1f} GB free")
     for study in map(find, MODULES):
+        if study.setup is None:
+            click.echo(f"cost      {study.name}: not counted, a run is many small trainings")
+            continue
         wanted = {profile: list(_runs(study, profile)[0].values()) for profile in study.profiles}
         costs = costs_here(study, wanted, device.type, budget=25 / len(MODULES))
         for profile, configs in wanted.items():

@@ -39,8 +39,8 @@ class FOP(Optimizer):
             dimension, Eq. (2)), `"low_rank"` (I + M M^T, Eq. (23)), `"diagonal"`, `"scalar"`, `"none"`, the paper's
             baselines `"s-hd"` and `"pp-hd"`, `"exponential"`, or `"auto"`: spatial for kernels larger than 1 x 1; for
             matrices dense up to 128 inputs, low rank above; none for vectors. `"exponential"` is P = exp(M), for every
-            shape, learned by the normalised hypergradient: its `hyper_lr` has no unit; take
-            `hyper=torch.optim.SGD, hyper_lr=0.01`.
+            shape (over 128 inputs a rate alone), learned by the normalised hypergradient: its `hyper_lr` has no unit;
+            take `hyper=torch.optim.SGD, hyper_lr=0.01, max_norm=2`.
         rank: Columns of M for `"low_rank"`; None takes 16, or all where there are fewer. 0 is the base optimizer.
         normalize: FOP-norm, Eq. (11): `P sqrt(m) / |P|_F`, for the matrix forms.
         through_norm: With `normalize`, differentiate through the norm (exact); False holds the norm constant, as

@@ -141,11 +141,11 @@ def count(study: Study, config: Any) -> Step:
     """
     with FakeTensorMode(), _Answers():
         # Autograd asks a GPU for its context even for tensors without numbers; operations are the same on a processor.
-        model, _, inputs, targets = study.setup(config, "cpu")
+        model, _, inputs, targets = study.step(config, "cpu")
         x, y = _example(inputs, targets, "cpu")
         learn, activations = cost.learn(model, x, y, _watch)
 
-        model, optimizer, _, _ = study.setup(config, "cuda")
+        model, optimizer, _, _ = study.step(config, "cuda")
         for group in optimizer.param_groups:
             if "foreach" in group and not group.get("fused"):
                 group["foreach"] = True  # as torch does on a GPU, but for tensors without numbers
@@ -192,7 +192,7 @@ def kinds(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
         alike = replace(config, seed=0, iterations=1)
         if alike not in known:
             with FakeTensorMode():
-                model, optimizer, inputs, targets = study.setup(config, "cpu")
+                model, optimizer, inputs, targets = study.step(config, "cpu")
             options = [
                 {key: bool(value) if isinstance(value, float) else value for key, value in group.items()}
                 | {"params": [tuple(p.shape) for p in group["params"]]}
@@ -326,7 +326,7 @@ def time_step(study: Study, config: Any, device: str, budget: float = 0.5) -> fl
         budget: Seconds to spend; three steps are taken in any case, two of them before the clock runs.
     """
     # FOP draws its factors on the processor and follows the model to the device.
-    model, optimizer, inputs, targets = study.setup(config, "cpu")
+    model, optimizer, inputs, targets = study.step(config, "cpu")
     model.to(device)
     x, y = _example(inputs, targets, device)
     spent: list[float] = []

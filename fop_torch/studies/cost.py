@@ -145,7 +145,7 @@ def added(study: Study, config: Any) -> Added:
         study: A study on images.
         config: Of one of its runs.
     """
-    model, optimizer, inputs, targets = study.setup(replace(config, batch=2), "cpu")
+    model, optimizer, inputs, targets = study.step(replace(config, batch=2), "cpu")
     times = config.batch / 2
     (_, learned), activations = learn(model, torch.randn(inputs), torch.zeros(targets, dtype=torch.int64), watch)
     for _ in range(2):  # the states are made

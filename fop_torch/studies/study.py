@@ -39,6 +39,7 @@ class Study:
             as the best of a grid. Asked again until nothing new comes.
         train: Trains one, given the recorded runs of the profile.
         setup: Model, optimizer and the shapes of inputs and targets of one step of a run, on a device such as "meta".
+            None where a run is many small trainings.
         module: The module whose code decides what a run gives.
     """
 
@@ -49,8 +50,18 @@ class Study:
     profiles: Mapping[str, str]
     runs: Callable[[str, Sequence[Record]], Sequence[Any]]
     train: Callable[[Any, Session, Sequence[Record]], None]
-    setup: Callable[[Any, str], tuple[Any, Any, tuple[int, ...], tuple[int, ...]]]
+    setup: Callable[[Any, str], tuple[Any, Any, tuple[int, ...], tuple[int, ...]]] | None
     module: str
+
+    def step(self, config: Any, device: str) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...]]:
+        """What `setup` gives.
+
+        Raises:
+            ValueError: If a run has no step that stands for it.
+        """
+        if self.setup is None:
+            raise ValueError(f"study: a run of {self.name} is many small trainings, which have no one step to plan")
+        return self.setup(config, device)
 
     def code(self) -> str:
         """Digest of the code that decides what a run gives."""

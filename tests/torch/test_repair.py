@@ -8,7 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from fop_torch import cli, studies
 from fop_torch.results import Record
 from fop_torch.studies import live
 from fop_torch.studies.repair import figures, summary, train
@@ -37,6 +39,18 @@ def planted(end: dict[str, float]) -> list[Record]:
 
 
 # ------------------------------------------------------------------------------------------------------ the settings
+
+
+def test_no_step_stands_for_a_run_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fop plan` says so in a sentence, and `fop doctor` goes on with the other studies."""
+    monkeypatch.setattr(studies, "MODULES", {"repair": studies.MODULES["repair"]})
+    refused = CliRunner().invoke(cli.main, ["plan", "repair"])
+    assert refused.exit_code == 1
+    assert refused.stderr == "Error: study: a run of repair is many small trainings, which have no one step to plan\n"
+    told = CliRunner().invoke(cli.main, ["doctor"])
+    assert told.exit_code == 0
+    assert "cost      repair: not counted, a run is many small trainings\n" in told.output
+    assert "Cost: steps alone" in told.output
 
 
 def test_the_runs_are_all_methods_on_all_problems() -> None:

@@ -318,14 +318,6 @@ def descend(config: Config, setting: Setting, seed: int, data: tuple[Tensor, Ten
     return found
 
 
-def setup(config: Config, device: str) -> tuple[nn.Module, Optimizer, tuple[int, ...], tuple[int, ...]]:
-    """See `Study.setup`; of the first setting. A step of a run's sweep is one of each setting and seed."""
-    model = PROBLEMS[config.problem].build(config.seed).to(device)
-    shape = {"digits": (64,), "MNIST": (1, 28, 28), "CIFAR-10": (3, 32, 32)}.get(config.problem)
-    stepper = optimizer(model, config, settings(config)[0], config.seed)
-    return model, stepper, (BATCH, *shape) if shape else (1, 1), (BATCH,) if shape else (1,)
-
-
 STUDY = Study(
     name="repair",
     title="The method repaired: does it do harm?",
@@ -338,6 +330,6 @@ STUDY = Study(
     },
     runs=runs,
     train=train,
-    setup=setup,
+    setup=None,
     module=__name__,
 )
