@@ -1,17 +1,15 @@
-"""Runs whose outcome was planted, for summaries to find, and what a claim's marks say of findings."""
+"""Runs whose outcome was planted, for summaries to find."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from fop_torch.results import COLUMNS, Record, run_key
-from fop_torch.studies.reading import Finding, told
 
 
 def record(study: str, config: Any, rows: Iterable[tuple[int, str, str, float]], status: str = "finished") -> Record:
@@ -39,10 +37,3 @@ def every_run(
             found[made.key] = made
         known.update(new)
     return list(found.values())
-
-
-def check(request: pytest.FixtureRequest, verdicts: Mapping[str, tuple[Finding, ...]], claim: str) -> None:
-    """Make sure that a claim's findings are what the test's marks say of it; `holds` stands for `matches`."""
-    marks = {m.kwargs["shows"] for m in request.node.iter_markers("claim") if m.args[0] == claim}
-    found = {finding.verdict for finding in verdicts[claim]}
-    assert found == {"matches" if each == "holds" else each for each in marks}, told(verdicts, claim)

@@ -1,14 +1,25 @@
-"""What Appendix A.5 says of the walker, held against Gymnasium's: the successor of the one that the paper cites."""
+"""What Appendix A.5 says of the walker, held against Gymnasium's: the successor of the one that the paper cites.
+
+And the claims of Figure 4 and Section 4.4, judged on the recorded runs: every verdict is recomputed here from
+`book/results/bipedal`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
 
 import gymnasium
 import numpy as np
 import pytest
 
+from fop_torch.results import run_key
+from fop_torch.studies.bipedal import summary
 from fop_torch.studies.bipedal.reward import habit, pay, worth_a_fall
-from fop_torch.studies.bipedal.train import FLAT, HARDCORE
+from fop_torch.studies.bipedal.train import FLAT, HARDCORE, runs
 from fop_torch.studies.bipedal.walker import COURSE, FALL, LIMIT, TERRAINS, Walker
+from tests.torch import claims
+from tests.torch.claims import Verdicts, alike, records, shown, whole
 
 
 def torques(count: int, seed: int = 0) -> np.ndarray:
@@ -127,3 +138,78 @@ def test_to_stay_pays_more_than_to_fall_and_would_not_without_the_penalty(name: 
     assert (stayed.share < 0) == (name == "backs off")
     assert stayed.gained > dropped.gained + 50
     assert stayed.gained < dropped.gained - FALL
+
+
+# ---------------------------------------------------------------------------------------
+# The recorded runs
+
+#: The parts of `summary.JUDGED` by the runs that they need, as `summary.kinds` names them.
+PRINTED = ("the paper's settings, flat", "the paper's settings, hardcore")
+ALL = (*PRINTED, "search", "each at its best")
+NEEDS = {"figure 4": PRINTED, "caption and text": PRINTED, "controls": PRINTED, "deceptive": PRINTED,
+         "search": ("search",), "each at its best": ALL}  # fmt: skip
+
+
+@cache
+def verdicts(part: str) -> Verdicts:
+    return summary.JUDGED[f"Verdicts, {part}"](summary.known(records("bipedal")))
+
+
+def lacking(part: str) -> list[str]:
+    """Labels of the runs that a part needs and that are not recorded."""
+    found = summary.kinds(records("bipedal"))
+    return [config.label for kind in NEEDS[part] for config, here in found[kind].items() if not here]
+
+
+@pytest.fixture
+def judged(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """As `check`; while a row is open, its test waits for its runs, and once they are here it asks to be marked."""
+
+    def judge(part: str, claim: str) -> None:
+        gone = lacking(part) if records("bipedal") else ["all"]
+        if gone and not shown(request, claim):
+            pytest.skip("not every run on the walker is recorded; `fop run bipedal --profile laptop` makes the others")
+        assert gone == []
+        claims.check(request, verdicts(part), claim)
+
+    return judge
+
+
+def test_what_is_recorded_is_whole_and_of_one_code_and_one_walker() -> None:
+    found = records("bipedal")
+    if not found:
+        pytest.skip("no run on the walker is recorded")
+    there = {record.key for record in found}
+    whole("bipedal", [config for config in runs("laptop", found) if run_key("bipedal", config) in there], found)
+    alike(found)
+
+
+# A row is judged by a mark here, `@pytest.mark.claim("fig-4", shows=…, by="experiment")`, and by what it expects.
+
+
+def test_the_figure_is_what_its_caption_reads_off_it(judged) -> None:
+    judged("figure 4", "fig-4")
+
+
+def test_better_and_sooner_than_momentum_and_better_than_adam(judged) -> None:
+    judged("caption and text", "fig-4-fop-outperforms")
+
+
+def test_better_and_sooner_on_both_terrains(judged) -> None:
+    judged("caption and text", "text-4-4-faster-and-better")
+
+
+def test_an_advantage_by_turning(judged) -> None:
+    judged("deceptive", "text-4-4-deceptive")
+
+
+def test_the_settings_that_the_paper_found_best(judged) -> None:
+    judged("search", "text-a5-best-settings")
+
+
+def test_better_and_sooner_with_each_at_its_best(judged) -> None:
+    judged("each at its best", "ours-walker-tuned")
+
+
+def test_better_than_the_controls(judged) -> None:
+    judged("controls", "ours-walker-controls")

@@ -6,48 +6,30 @@ Every verdict is recomputed here from `book/results/cifar10`: a record with anot
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from fop_torch.results import Record, Store, run_key
 from fop_torch.studies.cifar10 import learned, summary
 from fop_torch.studies.cifar10.train import MAIN, runs
-from fop_torch.studies.reading import Finding
-from tests.torch.planted import check
-
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+from tests.torch.claims import Verdicts, alike, judging, records, whole
 
 
 @cache
-def records() -> list[Record]:
-    return Store(RESULTS).load("cifar10", "laptop")
+def verdicts() -> Verdicts:
+    found = records("cifar10")
+    return summary.verdicts(found) | learned.verdicts(found)
 
 
-@cache
-def verdicts() -> dict[str, tuple[Finding, ...]]:
-    return summary.verdicts(records()) | learned.verdicts(records())
+judged = judging(verdicts)
 
 
-@pytest.fixture
-def judged(request: pytest.FixtureRequest):
-    return lambda claim: check(request, verdicts(), claim)
-
-
-def test_every_run_of_figure_2_is_there_and_whole() -> None:
-    """Three seeds of all methods at the paper's rate of M; each has all its numbers and ended, none diverged."""
-    known = {record.key: record for record in records()}
-    wanted = [c for c in runs("laptop", records()) if c.hyper_lr == 1e-4 and c.method != "plain M"]
+def test_every_run_is_there_and_whole_and_of_one_code_and_one_set_of_images() -> None:
+    found = records("cifar10")
+    wanted = runs("laptop", found)
     assert {c.method for c in wanted} >= {*MAIN, "matched", "frozen", "centralised", "flipped"}
-    for config in wanted:
-        record = known[run_key("cifar10", config)]
-        assert record.status == "finished"
-        assert record.metrics["iteration"].max() == config.iterations
-
-
-def test_the_runs_are_of_one_code_and_one_set_of_images() -> None:
-    assert len({record.facts["code_digest"] for record in records()}) == 1
-    assert len({record.facts["data"]["digest"] for record in records()}) == 1
+    whole("cifar10", wanted, found)
+    alike(found)
+    assert {record.status for record in found} == {"finished"}
 
 
 @pytest.mark.claim("text-4-1-speed-up", shows="undecided", by="experiment")

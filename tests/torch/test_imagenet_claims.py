@@ -6,45 +6,30 @@ Every verdict is recomputed here from `book/results`: a record with another outc
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 from torchvision.models import ResNet18_Weights
 
 from fop_theory.ledger import read_claims
-from fop_torch.results import Record, Store, run_key
 from fop_torch.studies.imagenet import summary
 from fop_torch.studies.imagenet.train import IMAGES, Config, runs
-from fop_torch.studies.reading import Finding
-from tests.torch.planted import check
-
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+from tests.torch.claims import Verdicts, alike, judging, records, whole
 
 
 @cache
-def records(study: str = "imagenet") -> list[Record]:
-    return Store(RESULTS).load(study, "laptop")
+def verdicts() -> Verdicts:
+    found = records("imagenet")
+    return summary.verdicts(found) | summary.figure_2(records("cifar10"), found)
 
 
-@cache
-def verdicts() -> dict[str, tuple[Finding, ...]]:
-    return summary.verdicts(records()) | summary.figure_2(records("cifar10"), records())
-
-
-@pytest.fixture
-def judged(request: pytest.FixtureRequest):
-    return lambda claim: check(request, verdicts(), claim)
+judged = judging(verdicts)
 
 
 def test_every_run_is_there_and_whole_and_of_one_code_and_one_set_of_images() -> None:
-    known = {record.key: record for record in records()}
-    wanted = {run_key("imagenet", config): config for config in runs("laptop", records())}
-    assert set(wanted) == set(known)
-    for key, config in wanted.items():
-        assert known[key].status == "finished"
-        assert known[key].metrics["iteration"].max() == config.iterations
-    assert len({record.facts["code_digest"] for record in known.values()}) == 1
-    assert len({record.facts["data"]["digest"] for record in known.values()}) == 1
+    found = records("imagenet")
+    whole("imagenet", runs("laptop", found), found)
+    alike(found)
+    assert {record.status for record in found} == {"finished"}
 
 
 @pytest.mark.claim("text-4-2-data", shows="undecided", by="experiment")

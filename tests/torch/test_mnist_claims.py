@@ -6,54 +6,37 @@ Every verdict is recomputed here from `book/results/mnist/paper`: a record with 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from fop_torch.results import Record, Store, run_key
-from fop_torch.studies import reading
 from fop_torch.studies.mnist import summary
 from fop_torch.studies.mnist.train import Config, build, runs
-from tests.torch.planted import check
-
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+from tests.torch.claims import Verdicts, check, records, shown, whole
 
 
 @cache
-def records() -> list[Record]:
-    return Store(RESULTS).load("mnist", "paper")
-
-
-@cache
-def verdicts() -> dict[str, tuple[reading.Finding, ...]]:
-    return summary.verdicts(records())
+def verdicts() -> Verdicts:
+    return summary.verdicts(records("mnist", "paper"))
 
 
 @pytest.fixture
 def judged(request: pytest.FixtureRequest, measured):
-    """Make sure that a claim's findings are what the test's marks say of it.
-
-    `holds` on a row of ours stands for `matches`. For `value` the number is recorded, and the ledger compares it.
-    """
+    """As `check`; where the marks say `value` the number is recorded, and the ledger compares it."""
 
     def judge(claim: str) -> None:
-        marks = {m.kwargs["shows"] for m in request.node.iter_markers("claim") if m.args[0] == claim}
-        if marks == {"value"}:
-            measured(claim, summary.value(records(), claim))
+        if shown(request, claim) == {"value"}:
+            measured(claim, summary.value(records("mnist", "paper"), claim))
         else:
             check(request, verdicts(), claim)
 
     return judge
 
 
-def test_the_record_is_complete() -> None:
-    """Every run that the profile names is there, has all its numbers and ended."""
-    known = {record.key: record for record in records()}
-    wanted = {run_key("mnist", config): config.label for config in runs("paper", records())}
-    assert [label for key, label in wanted.items() if key not in known] == []
-    for record in known.values():
-        assert record.metrics["iteration"].max() == record.config["iterations"] or record.status == "diverged"
+def test_every_run_is_there_and_whole_and_of_one_set_of_images() -> None:
+    found = records("mnist", "paper")
+    whole("mnist", runs("paper", found), found)
+    assert len({record.facts["data"]["digest"] for record in found}) == 1
 
 
 @pytest.mark.claim("fig-a2-full-ranks", shows="holds", by="exact")

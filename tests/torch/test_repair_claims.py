@@ -6,42 +6,34 @@ Every verdict is recomputed here from `book/results/repair`: a record with anoth
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from fop_torch.results import Record, Store, run_key
-from fop_torch.studies.reading import Finding
 from fop_torch.studies.repair import summary
 from fop_torch.studies.repair.train import PROBLEMS, base, runs
-from tests.torch.planted import check
-
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+from tests.torch.claims import Verdicts, alike, judging, records, whole
 
 
 @cache
-def records() -> list[Record]:
-    return Store(RESULTS).load("repair", "laptop")
+def verdicts() -> Verdicts:
+    return summary.verdicts(records("repair"))
 
 
-@cache
-def verdicts() -> dict[str, tuple[Finding, ...]]:
-    return summary.verdicts(records())
+judged = judging(verdicts)
 
 
-@pytest.fixture
-def judged(request: pytest.FixtureRequest):
-    return lambda claim: check(request, verdicts(), claim)
-
-
-def test_every_run_is_there() -> None:
-    assert {run_key("repair", config) for config in runs("laptop", records())} == {r.key for r in records()}
+def test_every_run_is_there_and_whole_and_of_one_code_and_a_problem_s_of_one_set_of_data() -> None:
+    found = records("repair")
+    whole("repair", runs("laptop", found), found)
+    for problem in PROBLEMS:
+        alike(record for record in found if record.config["problem"] == problem)
+    assert len({record.facts["code_digest"] for record in found}) == 1
 
 
 def test_the_bases_best_learning_rate_lies_inside_its_grid() -> None:
     for problem in PROBLEMS:
-        found = list(summary.ends(summary.one(records(), problem, base(problem))))
-        assert summary.tuned(summary.one(records(), problem, base(problem))) in found[1:-1], problem
+        record = summary.one(records("repair"), problem, base(problem))
+        assert summary.tuned(record) in list(summary.ends(record))[1:-1], problem
 
 
 @pytest.mark.claim("ours-repair-default", shows="holds", by="experiment")

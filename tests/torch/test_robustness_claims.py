@@ -6,45 +6,32 @@ Every verdict is recomputed here from `book/results/robustness`: a record with a
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from fop_theory.ledger import read_claims
-from fop_torch.results import Record, Store, run_key
-from fop_torch.studies.reading import Finding
 from fop_torch.studies.robustness import summary
 from fop_torch.studies.robustness.train import runs
-from tests.torch.planted import check
-
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+from tests.torch.claims import Verdicts, alike, judging, records, whole
 
 
 @cache
-def records() -> list[Record]:
-    return Store(RESULTS).load("robustness", "laptop")
+def verdicts() -> Verdicts:
+    return summary.verdicts(records("robustness"))
 
 
-@cache
-def verdicts() -> dict[str, tuple[Finding, ...]]:
-    return summary.verdicts(records())
+judged = judging(verdicts)
 
 
-@pytest.fixture
-def judged(request: pytest.FixtureRequest):
-    return lambda claim: check(request, verdicts(), claim)
-
-
-def test_every_run_is_there_and_of_one_code_and_one_set_of_images() -> None:
-    known = {record.key: record for record in records()}
-    assert {run_key("robustness", config) for config in runs("laptop", records())} == set(known)
-    assert len({record.facts["code_digest"] for record in known.values()}) == 1
-    assert len({record.facts["data"]["digest"] for record in known.values()}) == 1
+def test_every_run_is_there_and_whole_and_of_one_code_and_one_set_of_images() -> None:
+    found = records("robustness")
+    whole("robustness", runs("laptop", found), found)
+    alike(found)
 
 
 def test_all_runs_with_fop_have_the_caption_s_rate_of_m() -> None:
     (row,) = [claim for claim in read_claims() if claim.id == "fig-3-hyper-learning-rate"]
-    assert summary.hyper_lr(records()) == row.value
+    assert summary.hyper_lr(records("robustness")) == row.value
 
 
 @pytest.mark.claim("fig-3", shows="undecided", by="experiment")
