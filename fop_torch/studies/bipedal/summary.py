@@ -591,28 +591,27 @@ def at_hand(live: Sequence[Record]) -> Known:
         return Known(live)
 
 
-def standing(records: Sequence[Record]) -> str:
-    """How far the records go: runs of their profile, and how many of each kind."""
+def kinds(records: Sequence[Record]) -> dict[str, dict[Config, bool]]:
+    """The runs of the records' profile by what they are for, as far as they can be named, and whether each is here."""
     profile = profile_of(records)
     known_keys = {record.key for record in records}
-    named = runs(profile, records)
-    missing = [c for c in named if run_key(STUDY.name, c) not in known_keys]
-    kinds = {
-        "the paper's settings, flat": [c for c in named if c.terrain == FLAT and _printed_settings(c)],
-        "the paper's settings, hardcore": [c for c in named if c.terrain == HARDCORE and _printed_settings(c)],
-        "search": [c for c in named if c.seed >= SEARCH_SEED],
-        "each at its best": [c for c in named if c.seed < SEARCH_SEED and not _printed_settings(c)],
-    }
-    lines = [f"{profile}: {len(named) - len(missing)} of at least {len(named)} runs are here"]
-    for name, those in kinds.items():
-        here = sum(run_key(STUDY.name, c) in known_keys for c in those)
-        lines.append(f"  {name}: {here} of {len(those)}" if those else f"  {name}: cannot be named yet")
+    printed = {terrain: f"the paper's settings, {title}" for terrain, title in TERRAINS.items()}
+    found: dict[str, dict[Config, bool]] = {kind: {} for kind in (*printed.values(), "search", "each at its best")}
+    for c in runs(profile, records):
+        usual = (c.lr, c.batch, c.hyper_lr) == (METHODS[c.method], Config.batch, Config.hyper_lr)
+        kind = "search" if c.seed >= SEARCH_SEED else printed[c.terrain] if usual else "each at its best"
+        found[kind][c] = run_key(STUDY.name, c) in known_keys
+    return found
+
+
+def standing(records: Sequence[Record]) -> str:
+    """How far the records go: runs of their profile, and how many of each kind."""
+    found = kinds(records)
+    every = [here for those in found.values() for here in those.values()]
+    lines = [f"{profile_of(records)}: {sum(every)} of at least {len(every)} runs are here"]
+    for kind, those in found.items():
+        lines.append(f"  {kind}: {sum(those.values())} of {len(those)}" if those else f"  {kind}: cannot be named yet")
     return "\n".join(lines)
-
-
-def _printed_settings(config: Config) -> bool:
-    usual = (METHODS[config.method], Config.batch, Config.hyper_lr)
-    return config.seed < SEARCH_SEED and (config.lr, config.batch, config.hyper_lr) == usual
 
 
 def report(records: Sequence[Record], *only: str) -> str:
