@@ -133,6 +133,11 @@ def text(table: pd.DataFrame, missing: str = "NaN") -> str:
     return table.to_string(float_format=lambda number: f"{number:.5g}", na_rep=missing)
 
 
+def facts(found: Mapping[str, Any]) -> str:
+    """Facts, a line each."""
+    return "\n".join(f"{name}: {fact}" for name, fact in found.items())
+
+
 def told(found: Mapping[str, tuple[Finding, ...]], *claims: str) -> str:
     """The findings on some claims, or on all, in lines that fit a page."""
     lines = []

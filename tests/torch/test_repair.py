@@ -161,6 +161,18 @@ def test_the_tables_count_what_was_planted() -> None:
     assert best.loc["L-BFGS"].isna().sum() == 3
 
 
+def test_the_report_shows_its_tables_whole() -> None:
+    records = planted({})
+    said = summary.report(records)
+    assert "..." not in said
+    assert "{" not in said
+    assert "runs: 57\n" in said
+    for table in (summary.shares(records), summary.best(records)):
+        assert list(table.index) in [line.split() for line in said.splitlines()]
+    assert all(said.count(f"\n{problem} ") == 2 for problem in PROBLEMS)
+    assert max(map(len, said.splitlines())) <= 110
+
+
 def test_what_is_missing_is_named() -> None:
     records = [r for r in planted({}) if r.config["method"] != "budget"]
     with pytest.raises(summary.MissingRunsError, match="budget on quadratic has no run"):

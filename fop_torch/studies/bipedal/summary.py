@@ -31,7 +31,7 @@ from fop_torch.studies.bipedal.train import (
     runs,
     scores,
 )
-from fop_torch.studies.reading import ANY, Finding, MissingRunsError, all_of, text, together, told
+from fop_torch.studies.reading import ANY, Finding, MissingRunsError, all_of, facts, text, together, told
 
 #: Figure 4's methods, and what is beside them.
 MAIN, CONTROLS = ("FOP", "momentum", "Adam"), ("S-HD", "matched", "frozen")
@@ -623,9 +623,7 @@ def report(records: Sequence[Record], *only: str) -> str:
     """
     records = known(records)
     sections: dict[str, Callable[[], Any]] = {
-        "Where it comes from": lambda: "\n".join(
-            f"{name}: {fact}" for name, fact in provenance(STUDY, records).items()
-        ),
+        "Where it comes from": lambda: facts(provenance(STUDY, records)),
         "How far the records go": lambda: standing(records),
     }
     for name in ("paper", "tuned"):

@@ -14,7 +14,7 @@ from fop_torch.statistics import judge_all
 from fop_torch.studies import figure2, provenance, reading
 from fop_torch.studies.cifar10.train import EPOCH, MAIN, PLAIN_HYPER_LR, STUDY, Config
 from fop_torch.studies.figure2 import Half
-from fop_torch.studies.reading import Finding, all_of, text, told
+from fop_torch.studies.reading import Finding, all_of, facts, text, told
 
 #: The rows of the ledger with the paper's test accuracies.
 ROWS = {method: f"fig-2-cifar-acc-{method.lower()}" for method in MAIN}
@@ -103,9 +103,7 @@ def report(records: Sequence[Record]) -> str:
     from fop_torch.studies.cifar10 import learned
 
     sections: dict[str, Callable[[], Any]] = {
-        "Where it comes from": lambda: "\n".join(
-            f"{name}: {fact}" for name, fact in provenance(STUDY, records).items()
-        ),
+        "Where it comes from": lambda: facts(provenance(STUDY, records)),
         "Outcomes": lambda: text(outcomes(records), "never"),
     }
     for judged in (HALF.printed, _figure_2, _controls):

@@ -18,7 +18,7 @@ from fop_torch.studies.cifar10 import learned
 from fop_torch.studies.cifar10.summary import HALF as CIFAR10
 from fop_torch.studies.figure2 import Half
 from fop_torch.studies.imagenet.train import EPOCH, FEW, IMAGES, MAIN, STUDY, Config
-from fop_torch.studies.reading import Finding, all_of, text, told
+from fop_torch.studies.reading import Finding, all_of, facts, text, told
 
 #: The rows of the ledger with the paper's test accuracies.
 ROWS = {method: f"fig-2-imagenet-acc-{method.lower()}" for method in MAIN}
@@ -166,9 +166,7 @@ def figure_2(cifar10: Sequence[Record], imagenet: Sequence[Record]) -> dict[str,
 def report(records: Sequence[Record]) -> str:
     """Everything above as text; what needs runs that are missing says which."""
     sections: dict[str, Callable[[], Any]] = {
-        "Where it comes from": lambda: "\n".join(
-            f"{name}: {fact}" for name, fact in provenance(STUDY, records).items()
-        ),
+        "Where it comes from": lambda: facts(provenance(STUDY, records)),
         "Outcomes": lambda: text(HALF.outcomes(records), "never"),
     }
     for method in ("FOP", "FOP-norm", "flipped"):

@@ -32,6 +32,7 @@ from fop_torch.studies.reading import (
     MissingRunsError,
     all_of,
     curves,
+    facts,
     final,
     interval,
     number,
@@ -585,9 +586,7 @@ def _list(values: np.ndarray) -> str:
 def report(records: Sequence[Record]) -> str:
     """Everything above as text; what needs runs that are missing says which."""
     sections: dict[str, Callable[[], Any]] = {
-        "Where it comes from": lambda: "\n".join(
-            f"{name}: {fact}" for name, fact in provenance(STUDY, records).items()
-        ),
+        "Where it comes from": lambda: facts(provenance(STUDY, records)),
         "Outcomes: test accuracy in %, iterations to a level of it; never: not by every run": (
             lambda: text(outcomes(records), "never")
         ),

@@ -204,9 +204,9 @@ def best(records: Sequence[Record]) -> pd.DataFrame:
 def report(records: Sequence[Record]) -> str:
     """The numbers in words, for `fop report repair`."""
     return reading.report({
-        "Provenance": lambda: provenance(STUDY, records),
-        f"Share of {len(DECADES)} settings over six decades that end well": lambda: shares(records),
-        "Best end, decades below the tuned base": lambda: best(records),
+        "Where it comes from": lambda: reading.facts(provenance(STUDY, records)),
+        f"Share of {len(DECADES)} settings over six decades that end well": lambda: reading.text(shares(records).T),
+        "Best end, decades below the tuned base": lambda: reading.text(best(records).T.round(3), "not run"),
         "The candidate": lambda: f"recommended: {'yes' if recommended(records) else 'no'}",
         "Claims": lambda: reading.told(verdicts(records)),
     })  # fmt: skip

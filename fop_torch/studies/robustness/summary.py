@@ -18,7 +18,7 @@ from scipy import stats
 from fop_torch.results import Record
 from fop_torch.statistics import Comparison, Thresholds, Verdict, compare, holm, judge, judge_all
 from fop_torch.studies import provenance, reading
-from fop_torch.studies.reading import ANY, Finding, MissingRunsError, interval, text, told
+from fop_torch.studies.reading import ANY, Finding, MissingRunsError, facts, interval, text, told
 from fop_torch.studies.robustness.train import LRS, METHODS, MOMENTA, STUDY, can_be_followed
 
 #: The method without FOP, by base.
@@ -754,9 +754,7 @@ def report(records: Sequence[Record]) -> str:
     """Everything above as text; what needs runs that are missing says which."""
     grids = Grids(records)
     sections: dict[str, Callable[[], Any]] = {
-        "Where it comes from": lambda: "\n".join(
-            f"{name}: {fact}" for name, fact in provenance(STUDY, records).items()
-        ),
+        "Where it comes from": lambda: facts(provenance(STUDY, records)),
         **{
             f"Final test accuracy, {base}: {method}": lambda base=base, method=method: text(  # type: ignore[misc]
                 means(grids[base, method])
