@@ -277,13 +277,20 @@ def factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
     Raises:
         ValueError: If P is not positive definite or the step is not admissible.
     """
+    low, high, size = _admissible(low, high, size, smoothness, mu, "high")
+    return 1 - mu * min(decrease(low, size, smoothness), decrease(high, size, smoothness))
+
+
+def _admissible(low: Any, high: Any, size: Any, smoothness: Any, mu: Any, reach: str) -> tuple[Any, Any, Any]:
+    """Refuse what is no spectrum of a positive definite P, and a step of more than `2 / (L reach)`."""
     low = checks.scalar("low", low, low=0, strict=True)
     high = checks.scalar("high", high, low=low)
     size = checks.scalar("size", size, low=0)
     checks.finite(smoothness=smoothness, mu=mu)
+    span = size * smoothness * (high if reach == "high" else low + high)
     # The best step of P = b I is 1/(L b); rounding may put `2/(L b)` a unit in the last place too high.
-    checks.scalar("size * smoothness * high", size * smoothness * high, high=2 * (1 + 1e-12))
-    return 1 - mu * min(decrease(low, size, smoothness), decrease(high, size, smoothness))
+    checks.scalar(f"size * smoothness * {reach}", span, high=2 * (1 + 1e-12))
+    return low, high, size
 
 
 def best_step(low: Any, high: Any, smoothness: Any) -> Any:
@@ -339,11 +346,7 @@ def strongly_convex_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: 
     Raises:
         ValueError: If P is not positive definite or the step is not admissible.
     """
-    low = checks.scalar("low", low, low=0, strict=True)
-    high = checks.scalar("high", high, low=low)
-    size = checks.scalar("size", size, low=0)
-    checks.finite(smoothness=smoothness, mu=mu)
-    checks.scalar("size * smoothness * high", size * smoothness * high, high=2 * (1 + 1e-12))
+    low, high, size = _admissible(low, high, size, smoothness, mu, "high")
     return max(abs(1 - size * mu * low), abs(1 - size * smoothness * high)) ** 2
 
 
@@ -383,11 +386,7 @@ def climb_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> An
     Raises:
         ValueError: If P is not positive definite or the step is longer than the best one.
     """
-    low = checks.scalar("low", low, low=0, strict=True)
-    high = checks.scalar("high", high, low=low)
-    size = checks.scalar("size", size, low=0)
-    checks.finite(smoothness=smoothness, mu=mu)
-    checks.scalar("size * smoothness * (low + high)", size * smoothness * (low + high), high=2 * (1 + 1e-12))
+    low, high, size = _admissible(low, high, size, smoothness, mu, "(low + high)")
     square = (1 - size * mu * low) ** 2
     # The best step of P = b I is 1/(L b), up to rounding.
     if size * smoothness * high <= 1 or low == high:
