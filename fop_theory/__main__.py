@@ -16,11 +16,13 @@ def _row(row: ledger.Judged) -> str:
     return f"{row.claim.id:<28} {row.verdict:<18} {killed:>5}  {row.claim.place}"
 
 
-def _detail(row: ledger.Judged, fallen: list[str]) -> str:
+def _detail(row: ledger.Judged, claims: list[ledger.Claim]) -> str:
     claim = row.claim
-    lines = [f"{claim.id}  ({claim.place})", f"verdict: {row.verdict}, {ledger.VERDICTS[row.verdict]}"]
+    lines = [f"{claim.id}  ({claim.place})", f"verdict: {row.verdict}, {ledger.meaning(claim, row.verdict)}"]
+    # What is planned is over when a row is judged; what will have been checked is prepared before.
+    left_out = "checked" if row.verdict in ("open", "not-checkable") else "plan"
     for name in ("quote", "statement", "checked", "assumption", "correction", "why", "plan"):
-        if getattr(claim, name):
+        if getattr(claim, name) and name != left_out:
             lines.append(textwrap.fill(f"{name}: {getattr(claim, name)}", 100, subsequent_indent="  "))
     if claim.value is not None:
         ours = "not measured" if row.ours is None else f"{row.ours:g}"
@@ -31,8 +33,17 @@ def _detail(row: ledger.Judged, fallen: list[str]) -> str:
     if row.planted:
         lines.append(f"mutants: {row.killed} of {row.planted} killed")
     lines.append(f"rests on: {', '.join(claim.rests_on) or 'nothing'}")
-    lines.append(f"falls with it: {', '.join(fallen) or 'nothing'}")
+    lines.append(f"falls with it: {', '.join(ledger.falls_with(claims, claim.id)) or 'nothing'}")
+    for title, names in (
+        ("in place of", claim.in_place_of), ("in its place", ledger.in_place_of(claims, claim.id)),
+    ):  # fmt: skip
+        lines += [f"{title}: {', '.join(names)}"] if names else []
     return "\n".join(lines)
+
+
+def _counted(judged: list[ledger.Judged], title: str, origin: str) -> str:
+    found = ledger.counts(judged, origin)
+    return f"{title}, {sum(found.values())}: {', '.join(f'{count} {verdict}' for verdict, count in found.items())}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,10 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
         one = next((row for row in whole["claims"] if row["id"] == options.claim), None)
         print(json.dumps(one or whole, indent=1))
     elif options.claim:
-        print(_detail(chosen[0], ledger.falls_with(claims, options.claim)))
+        print(_detail(chosen[0], claims))
     else:
         print("\n".join(map(_row, judged)))
-        print(", ".join(f"{count} {verdict}" for verdict, count in ledger.counts(judged).items()))
+        print(_counted(judged, "claims of the paper", "paper"))
+        print(_counted(judged, "statements of ours", "ours"))
     faults = ledger.problems(chosen)
     if faults:
         print("\n".join(faults), file=sys.stderr)

@@ -45,6 +45,8 @@ VERDICTS = {
     "not-checkable": "nothing that could be run would decide it",
     "open": "not judged yet",
 }
+#: Fields that name other rows.
+LINKS = ("rests_on", "parts", "in_place_of")
 #: Formula claims: each names at least two ways to break its formula.
 FORMULA_KINDS = ("equation", "algorithm")
 #: Kinds whose statements quantify over all problems: one method is too little for them.
@@ -92,6 +94,7 @@ class Claim:
     chapter: str = ""
     rests_on: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    in_place_of: tuple[str, ...] = ()
     mutants: tuple[Mutant, ...] = ()
 
 
@@ -196,7 +199,7 @@ def _described(fault: jsonschema.ValidationError, rows: Sequence[Any]) -> Iterab
 
 def _claim(row: Mapping[str, Any]) -> Claim:
     mutants = tuple(Mutant(m["in"], m["replace"], m["by"]) for m in row.get("mutants", ()))
-    lists = {name: tuple(row.get(name, ())) for name in ("rests_on", "parts")}
+    lists = {name: tuple(row.get(name, ())) for name in LINKS}
     return Claim(**{**row, **lists, "mutants": mutants})
 
 
@@ -207,7 +210,7 @@ def _misfits(claims: Sequence[Claim]) -> Iterable[str]:
             yield f"{name}: id: used by {count} rows; ids are unique"
     known = {claim.id for claim in claims}
     for claim in claims:
-        for name in ("rests_on", "parts"):
+        for name in LINKS:
             for other in getattr(claim, name):
                 if other not in known:
                     yield f"{claim.id}: {name}: no row has the id {other!r}"
@@ -266,6 +269,11 @@ def falls_with(claims: Iterable[Claim], name: str) -> list[str]:
     rows = list(claims)
     fallen = nx.descendants(dependencies(rows), name)
     return [claim.id for claim in rows if claim.id in fallen]
+
+
+def in_place_of(claims: Iterable[Claim], name: str) -> list[str]:
+    """Ids of the rows of ours that say what holds in place of the claim `name`."""
+    return [claim.id for claim in claims if name in claim.in_place_of]
 
 
 # ---------------------------------------------------------------------------------------
@@ -388,9 +396,15 @@ def problems(judged: Iterable[Judged]) -> list[str]:
     return [line for row in judged for line in row.problems]
 
 
-def counts(judged: Iterable[Judged]) -> dict[str, int]:
-    """How many of the paper's claims have each verdict, in the order of `VERDICTS`."""
-    tally = Counter(row.verdict for row in judged if row.claim.origin == "paper")
+def meaning(claim: Claim, verdict: str) -> str:
+    """What a verdict says of this row: a statement of ours was never printed."""
+    said = VERDICTS[verdict]
+    return said.replace("as printed", "as stated") if claim.origin == "ours" else said
+
+
+def counts(judged: Iterable[Judged], origin: str = "paper") -> dict[str, int]:
+    """How many of the paper's claims, or of ours, have each verdict, in the order of `VERDICTS`."""
+    tally = Counter(row.verdict for row in judged if row.claim.origin == origin)
     return {verdict: tally[verdict] for verdict in VERDICTS if tally[verdict]}
 
 
@@ -447,13 +461,15 @@ def current_evidence(root: Path) -> dict[str, Any]:
     """
     path = evidence_path(root)
     want = digest(root)
+    why = "no evidence is here yet"
     if path.exists():
+        why = "code, tests or records are not those of the evidence"
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.get("digest") == want:
             return found
     if not (root / "tests" / "conftest.py").exists():
         raise LedgerError([f"ledger: the verdicts come from the tests of a checkout, and {root} has none"])
-    print("ledger: the code changed, so its claims are judged anew ...", file=sys.stderr, flush=True)
+    print(f"ledger: {why}; the claims' tests run now, which takes minutes ...", file=sys.stderr, flush=True)
     selection = ["-m", "claim or mutant", "-n", "auto"]
     command = [sys.executable, "-m", "pytest", "tests", "-q", *selection, f"--evidence={path}"]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

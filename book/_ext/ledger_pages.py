@@ -91,6 +91,7 @@ class Book:
         self.mutants: dict[str, list[dict[str, Any]]] = evidence["mutants"]
         self.tests = {shown.test.split("[")[0] for row in judged for shown in row.evidence}
         self.falls = {claim.id: ledger.falls_with(claims, claim.id) for claim in claims}
+        self.instead = {claim.id: ledger.in_place_of(claims, claim.id) for claim in claims}
         tails = [_tail(claim) for claim in claims]
         self.labels = {
             claim.id: tail if tail and tails.count(tail) == 1 else claim.id
@@ -108,7 +109,8 @@ class Book:
 
     def _as_text(self, row: Judged) -> str:
         name = row.claim.id
-        return json.dumps([asdict(row), self.labels[name], self.falls[name], self.mutants.get(name)], sort_keys=True)
+        links = [self.labels[name], self.falls[name], self.instead[name]]
+        return json.dumps([asdict(row), *links, self.mutants.get(name)], sort_keys=True)
 
     def _sources(self) -> set[str]:
         found = {test.split("::")[0] for test in self.tests}
@@ -133,12 +135,6 @@ def place(claim: Claim) -> str:
     """Where a statement stands; rows of ours may say "Ours, the gauge", and their boxes say "ours" already."""
     words = claim.place.removeprefix("Ours, ") if claim.origin == "ours" else claim.place
     return words[0].upper() + words[1:]
-
-
-def meaning(claim: Claim, verdict: str) -> str:
-    """What a verdict says of this row: a statement of ours was never printed."""
-    said = ledger.VERDICTS[verdict]
-    return said.replace("as printed", "as stated") if claim.origin == "ours" else said
 
 
 def witness_path(claim: Claim) -> str:
@@ -370,6 +366,7 @@ def terms(book: Book, row: Judged, *, wide: bool) -> tag:
     if wide:
         for term, names in (
             ("Made of", claim.parts), ("Rests on", claim.rests_on), ("Falls with it", book.falls[claim.id]),
+            ("In place of", claim.in_place_of), ("In its place", book.instead[claim.id]),
         ):  # fmt: skip
             add(term, *(el("span", claim_link(book, name), " ") for name in names))
         if claim.witness:
@@ -468,7 +465,7 @@ class Verdict(LedgerDirective):
             el("span", "Verdict", classes="kicker"),
             el("span", _tail(claim) or place(claim), classes="place"),
             badge(verdict),
-            el("span", meaning(claim, verdict), classes="meaning"),
+            el("span", ledger.meaning(claim, verdict), classes="meaning"),
             refer("row", claim.id, "ledger row"),
             classes="verdict-head",
         )

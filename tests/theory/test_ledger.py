@@ -132,6 +132,7 @@ BAD = {
     "checked how far": ([row(checked=None)], "a: checked: missing; say what was checked and how far"),
     "no chapter": ([row(chapter=None)], "a: chapter: missing; a judged row stands in a chapter"),
     "rests on nothing": ([row(rests_on=["b"])], "a: rests_on: no row has the id 'b'"),
+    "instead of nothing": ([row(in_place_of=["b"])], "a: in_place_of: no row has the id 'b'"),
     "unknown part": ([row(parts=["a", "b"]), row("c")], "a: parts: no row has the id 'b'"),
     "ring": (
         [row("a", rests_on=["c"]), row("b", rests_on=["a"]), row("c", rests_on=["b"])],
@@ -342,10 +343,11 @@ def test_what_falls_with_a_claim() -> None:
     assert ledger.falls_with(rows, "c") == []
 
 
-def test_counts_are_of_the_paper_alone() -> None:
+def test_counts_are_of_the_paper_or_of_us() -> None:
     rows = claims(row("a"), row("b"), row("ours-c", origin="ours"))
     judged = ledger.judge(rows, evidence(*[(name, "holds", "exact") for name in ("a", "ours-c")]))
     assert ledger.counts(judged) == {"verified": 1, "open": 1}
+    assert ledger.counts(judged, "ours") == {"verified": 1}
 
 
 def test_the_json_file_holds_every_row() -> None:
@@ -443,19 +445,41 @@ def test_evidence_of_an_older_state_is_not_used(tmp_path) -> None:
         ledger.current_evidence(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("there", "why"), [(False, "no evidence is here yet"), (True, "code, tests or records are not those of the evid")]
+)
+def test_it_is_said_why_the_tests_run(tmp_path, monkeypatch, capsys, there: bool, why: str) -> None:
+    path = ledger.evidence_path(tmp_path)
+    for file in (path, tmp_path / "tests" / "conftest.py"):
+        file.parent.mkdir()
+        file.write_text(json.dumps({"digest": "another"}), encoding="utf-8")
+    if not there:
+        path.unlink()
+
+    def leave(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        path.write_text(json.dumps({"digest": ledger.digest(tmp_path), "tests": []}), encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", leave)
+    assert ledger.current_evidence(tmp_path)["tests"] == []
+    assert capsys.readouterr().err.startswith(f"ledger: {why}")
+
+
 # ---------------------------------------------------------------------------------------
 # The terminal
 
 
 @pytest.fixture
 def small(monkeypatch) -> list[dict[str, Any]]:
-    """A ledger of three rows in place of the real one; the third has a problem."""
+    """A ledger of four rows in place of the real one; the third has a problem, the fourth is ours."""
     rows = [
         row("a", value=2, unit="steps", expected="reproduced"),
         row("b", rests_on=["a"], expected="refuted", witness="sum", quote="two and two"),
-        row("c", rests_on=["b"]),
+        row("c", rests_on=["b"], plan="later"),
+        row("d", origin="ours", in_place_of=["b"], plan="done"),
     ]
     shown = [("a", "value", "numeric"), ("b", "fails", "exact"), ("c", "holds", "exact", "failed")]
+    shown += [("d", "holds", "exact")]
     monkeypatch.setattr(ledger, "read_claims", lambda book=None: claims(*rows))
     monkeypatch.setattr(ledger, "current_evidence", lambda root: evidence(*shown, values={"a": 2}))
     return rows
@@ -464,11 +488,12 @@ def small(monkeypatch) -> list[dict[str, Any]]:
 def test_the_whole_ledger_in_the_terminal(small, capsys) -> None:
     assert terminal.main(["ledger"]) == 1
     said = capsys.readouterr()
-    first, second, third, counts = said.out.splitlines()
+    first, second, third, fourth, *counts = said.out.splitlines()
     assert first.split() == ["a", "reproduced", "Section", "2.1"]
     assert second.split()[:2] == ["b", "refuted"]
     assert third.split()[:2] == ["c", "open"]
-    assert counts == "1 refuted, 1 reproduced, 1 open"
+    assert fourth.split()[:2] == ["d", "verified"]
+    assert counts == ["claims of the paper, 3: 1 refuted, 1 reproduced, 1 open", "statements of ours, 1: 1 verified"]
     assert said.err.splitlines() == [
         "c: tests: tests/test_2.py::test did not pass",
         "c: expected: verified, but the evidence gives open",
@@ -487,17 +512,27 @@ def test_one_claim_in_the_terminal(small, capsys) -> None:
         "test: tests/test_1.py::test shows that it fails, exact",
         "rests on: a",
         "falls with it: c",
+        "in its place: d",
     ):
         assert line in said.out.splitlines()
     assert terminal.main(["ledger", "--claim", "a"]) == 0
     assert "paper: 2 steps  ours: 2  tolerance: 0" in capsys.readouterr().out.splitlines()
     assert terminal.main(["ledger", "--claim", "c"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "plan: later" in lines
+    assert "checked: by counting" not in lines
+    assert terminal.main(["ledger", "--claim", "d"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "verdict: verified, holds as stated"
+    assert "in place of: b" in lines
+    assert "checked: by counting" in lines
+    assert "plan: done" not in lines
 
 
 def test_the_ledger_as_json(small, capsys) -> None:
     assert terminal.main(["ledger", "--json"]) == 1
     whole = json.loads(capsys.readouterr().out)
-    assert [claim["id"] for claim in whole["claims"]] == ["a", "b", "c"]
+    assert [claim["id"] for claim in whole["claims"]] == ["a", "b", "c", "d"]
     assert whole["counts"] == {"refuted": 1, "reproduced": 1, "open": 1}
     assert terminal.main(["ledger", "--json", "--claim", "b"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "refuted"
