@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,14 @@ def test_style(command: str) -> None:
     words = [sys.executable, "-m", *command.split()]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{command}:\n{run.stdout}{run.stderr}"
+
+
+def test_the_map_of_contributing_names_every_module_of_fop_torch_once() -> None:
+    said = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = [path for folder in ("fop_torch", "fop_torch/studies") for path in (ROOT / folder).glob("[!_]*.py")]
+    assert len(paths) > 20
+    counts = {path.name: len(re.findall(rf"[`/]{path.name}`", said)) for path in paths}
+    assert {name: count for name, count in counts.items() if count != 1} == {}
 
 
 @pytest.mark.parametrize("name", MODULES)
