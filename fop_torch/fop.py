@@ -336,8 +336,9 @@ class FOP(Optimizer):
                 self._skipped = self._skipped + ~well
         return loss
 
-    # A compiled step is cut here and nowhere else: the host may have to look at a number.
-    @torch._dynamo.disable
+    # A compiled step is cut here and nowhere else: the host may have to look at a number. `torch._dynamo.disable`
+    # does the same, and takes a second to import.
+    @torch._disable_dynamo
     def _prepare(
         self, buckets: list[Bucket], bare: list[Tensor], late: list[Bucket]
     ) -> tuple[bool | Tensor | None, Snapshot | None]:

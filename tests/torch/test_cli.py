@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -54,6 +55,13 @@ def record(config: Config, profile: str = "smoke", status: str = "finished", **f
 
 # ---------------------------------------------------------------------------------------
 # Help and usage
+
+
+def test_help_waits_for_torch_and_for_nothing_else_that_is_slow() -> None:
+    slow = ["torch._dynamo", "torchvision", "lightning", "pandas", "scipy"]
+    code = f"import sys; from fop_torch import cli; print([name for name in {slow} if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
 
 
 def test_every_command_is_explained() -> None:
