@@ -254,7 +254,8 @@ def _summary(named: dict[str, Any], recorded: Sequence[Record], code: str) -> st
     sources = (each["data"] for each in facts if "data" in each)
     lines.append(f"data: {_counted('{name} from {source}, digest {digest}'.format(**each) for each in sources)}")
     other = sum(each["code_digest"] != code for each in facts)
-    lines.append(f"code: {other} runs of other code than stands here" if other else "code: as it stands here")
+    earlier = f"{other} runs by an earlier state of the code; `git log` shows what has changed since"
+    lines.append(f"code: {earlier if other else 'as it stands here'}")
     return "\n  ".join(lines)
 
 

@@ -36,8 +36,11 @@ def run_key(study: str, config: Any) -> str:
 
 
 def code_digest(module: str) -> str:
-    """Sixteen hex digits over the source of a module and of all of this package that it imports, directly or not."""
-    found: dict[str, bytes] = {}
+    """Sixteen hex digits over the code of a module and of all of this package that it imports, directly or not.
+
+    Comments, docstrings and layout do not count. Runs recorded before that was so have digests over whole files.
+    """
+    found: dict[str, ast.Module] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
@@ -49,16 +52,28 @@ def code_digest(module: str) -> str:
             continue
         if spec is None or spec.origin is None:
             continue
-        found[name] = source = Path(spec.origin).read_bytes()
-        for node in ast.walk(ast.parse(source)):
+        found[name] = ast.parse(Path(spec.origin).read_bytes())
+        for node in ast.walk(found[name]):
             if isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
     digest = hashlib.sha256()
     for name in sorted(found):
-        digest.update(name.encode() + b"\0" + found[name] + b"\0")
+        digest.update(f"{name}\0{_bare(found[name])}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _bare(node: Any) -> str:
+    """A syntax tree as text, without docstrings; `ast.dump` writes what is empty in some versions of Python only."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_bare, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        fields["body"] = node.body[ast.get_docstring(node, clean=False) is not None :]
+    return f"{type(node).__name__}({','.join(f'{name}={_bare(value)}' for name, value in fields.items())})"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

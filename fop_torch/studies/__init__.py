@@ -81,6 +81,7 @@ def recorded(name: str, profile: str | None = None) -> list[Record]:
 def provenance(study: Study, records: Sequence[Record]) -> dict[str, Any]:
     """Where records come from: counts, dates, devices, data, and whether the code is still what it was."""
     code = study.code()
+    earlier = sum(record.facts["code_digest"] != code for record in records)
     facts = [record.facts for record in records]
     data = {f"{f['data']['name']}, {f['data']['source']}, {f['data']['digest']}" for f in facts}
     return {
@@ -91,5 +92,7 @@ def provenance(study: Study, records: Sequence[Record]) -> dict[str, Any]:
         "torch": "; ".join(sorted({f["versions"]["torch"] for f in facts})),
         "data": "; ".join(sorted(data)),
         "hours of computing": round(sum(f["seconds"] for f in facts) / 3600, 1),
-        "by the code as it stands": f"{sum(f['code_digest'] == code for f in facts)} of them",
+        "code": f"{earlier} runs by an earlier state of it; git shows what has changed since"
+        if earlier
+        else "as it stands",
     }

@@ -299,7 +299,7 @@ def test_status_of_what_is_recorded() -> None:
         "until 2021-01-02T03:04:05Z",
         "  device: abacus (2 runs); slide rule (1 runs)",
         "  data: digits from a drawer, digest 0123456789abcdef",
-        "  code: 1 runs of other code than stands here",
+        "  code: 1 runs by an earlier state of the code; `git log` shows what has changed since",
         "tiny, laptop: 0 of at least 2 runs recorded",
         "tiny, paper: 0 of at least 2 runs recorded",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 from dataclasses import dataclass, replace
@@ -159,6 +160,23 @@ def test_the_code_digest_sees_what_a_run_depends_on(tmp_path, monkeypatch) -> No
     assert code_digest("digestpackage.study") == before
     (package / "used.py").write_text("X = 2", encoding="utf-8")
     assert code_digest("digestpackage.study") != before
+
+
+def test_only_code_counts_in_its_digest() -> None:
+    def bare(text: str) -> str:
+        return results._bare(ast.parse(text))
+
+    code = "class A:\n    def f(self, x=1):\n        return x + 1\n"
+    told = (
+        '"""A module."""\n# First\nclass A:\n    """A class."""\n\n'
+        '    def f(\n        self, x=1\n    ):\n        """A method."""\n        return (x + 1)  # one more\n'
+    )
+    assert bare(told) == bare(code)
+    for other in (code.replace("x + 1", "x + 2"), code.replace("x=1", "x"), code.replace("f(", "g("), code + "A()\n"):
+        assert bare(other) != bare(code)
+    # A text that does something is no docstring.
+    assert bare("x = 'a'") != bare("x = 'b'")
+    assert bare("f()\n'a'") != bare("f()")
 
 
 def test_the_mnist_study_depends_on_the_optimizer_and_not_on_figures() -> None:
