@@ -60,7 +60,7 @@ def code_digest(module: str) -> str:
                 waiting += [alias.name for alias in node.names]
     digest = hashlib.sha256()
     for name in sorted(found):
-        digest.update(f"{name}\0{_bare(found[name])}\0".encode())
+        digest.update(name.encode() + b"\0" + _bare(found[name]).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -108,8 +108,9 @@ def find_module(dotted: str) -> Path | None:
 
 
 def _strings(tree: ast.AST) -> set[str]:
+    """The strings that may name a file or a module."""
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return {value for value in constants if isinstance(value, str) and 0 < len(value) < 200 and "\n" not in value}
+    return {value for value in constants if isinstance(value, str) and 0 < len(value) < 200 and value.isprintable()}
 
 
 def _modules_named(tree: ast.AST, package: str) -> Iterator[Path]:

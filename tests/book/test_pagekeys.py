@@ -91,6 +91,7 @@ THEORY = {"fop_theory/__init__.py", "fop_theory/py.typed"}
         ("open('table.csv')", {"book/theory/table.csv"}),
         ("open('../../fop_theory/rows.yml')", {"fop_theory/rows.yml"}),
         ("words = 'data and fop and . and ..'", set()),
+        (r"key = 'a\0b'", set()),
     ],
 )
 def test_the_files_behind_a_cell(root, cell, found) -> None:
