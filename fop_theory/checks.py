@@ -21,7 +21,8 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (numbers.Number, sp.Expr)) or hasattr(value, "_mpf_")
+    # The plain kinds first: to ask an abstract class costs more than most formulas.
+    return type(value) in (float, int) or isinstance(value, (numbers.Number, sp.Expr)) or hasattr(value, "_mpf_")
 
 
 def _is_finite(value: np.ndarray) -> bool:
@@ -65,7 +66,7 @@ def matrix(
         raise ValueError(f"{name}: expected a matrix [m, n], got rows of different lengths: {_shown(value)}") from None
     if array.dtype.kind in "iub":
         array = array.astype(float)
-    if array.dtype.kind not in "fcO" or not all(_is_number(x) for x in array.ravel() if array.dtype == object):
+    if array.dtype.kind not in "fcO" or (array.dtype == object and not all(map(_is_number, array.ravel()))):
         raise ValueError(f"{name}: expected numbers, got {_shown(value)}")
     if array.ndim != 2:
         raise ValueError(f"{name}: expected a matrix [m, n], got shape {array.shape}: {_shown(value)}")
@@ -108,7 +109,9 @@ def scalar(name: str, value: Any, *, low: float | None = None, high: float | Non
         value = value.item()
     if not _is_number(value):
         raise ValueError(f"{name}: expected a number, got {_shown(value)}")
-    is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    is_complex = not isinstance(value, float) and (
+        isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    )
     if is_complex or (isinstance(value, sp.Expr) and value.is_extended_real is False):
         raise ValueError(f"{name}: expected a real number, got {value!r}")
     if not bool(value - value == 0):
