@@ -7,8 +7,7 @@ convergence theorems: each `Objective` carries constants that are proved, not es
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -136,8 +135,8 @@ class Objective:
 
     name: str
     dim: int
-    value: Callable[[Any], Any]
-    gradient: Callable[[Any], Any]
+    value: Callable[[Any], Any] = field(repr=False)
+    gradient: Callable[[Any], Any] = field(repr=False)
     smoothness: Any
     pl: Any
     minimum: Any
@@ -317,7 +316,7 @@ def huber(n: int = 1) -> Objective:
 
     def value(theta: Any) -> Any:
         theta = checks.matrix("theta", theta, shape=(n, 1))
-        return sum(x * x / 2 if abs(x) <= 1 else abs(x) - Fraction(1, 2) for x in theta.ravel())
+        return sum(x * x / 2 if abs(x) <= 1 else (2 * abs(x) - 1) / 2 for x in theta.ravel())
 
     def gradient(theta: Any) -> Any:
         return np.clip(checks.matrix("theta", theta, shape=(n, 1)), -1, 1)

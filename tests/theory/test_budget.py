@@ -9,13 +9,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fop_theory import budget, conservation, exponential, hypergradient, objectives, structure
 from fop_theory.algebra import inner
 from tests.helpers import column, fractions, identity
-from tests.strategies import definite, pl_problems, scales, seeds
+from tests.strategies import any_scale, any_seed, number, problems, situation
 
 F = Fraction
 
@@ -46,7 +44,7 @@ def test_the_account_of_mini_batches_in_fractions(rates) -> None:
 
 
 @pytest.mark.claim("ours-budget-batches", shows="holds", by="property")
-@given(seeds, scales, st.lists(st.floats(0, 1), min_size=3, max_size=4))
+@problems(any_seed, any_scale, lambda chance: [chance.number(0, 1) for _ in range(chance.whole(2, 3))])
 def test_the_account_of_drawn_batches(seed: int, rho: float, rates: list[float]) -> None:
     """Quadratics with a common minimum or none, in two or three dimensions."""
     rng = np.random.default_rng(seed)
@@ -156,7 +154,7 @@ def test_seeing_the_batch_first_can_climb() -> None:
 
 
 @pytest.mark.claim("ours-order-uphill", shows="holds", by="property")
-@given(seeds, st.floats(1.1, 20))
+@problems(any_seed, number(1.1, 20))
 def test_a_p_that_has_not_seen_the_batch_never_climbs(seed: int, b: float) -> None:
     """For drawn distributions of any mean and any positive scale that the gradients before it decide."""
     rng = np.random.default_rng(seed)
@@ -176,18 +174,17 @@ def test_the_uphill_step_is_what_fop_does() -> None:
 
 
 @pytest.mark.claim("ours-budget-bound", shows="holds", by="property")
-@given(pl_problems(), st.data())
-def test_a_bounded_p_descends(problem, data) -> None:
+@problems(situation, number(1, 20), number(0.01, 1))
+def test_a_bounded_p_descends(problem, b, share) -> None:
     """Any P within the budget, chosen by anyone: full batches, convex or not."""
-    found, theta = problem
-    L, b = float(found.smoothness), data.draw(st.floats(1, 20))
-    P, low, high = data.draw(definite(found.dim))
+    found, theta, P, low, high = problem
+    L = float(found.smoothness)
     # Its logarithm's range shifted and shrunk into the budget.
     values, vectors = np.linalg.eigh(P)
     logs = np.log(values) - (np.log(low) + np.log(high)) / 2
     logs *= np.log(b) / max(np.abs(logs).max(), np.log(b), 1e-12)
     P = (vectors * np.exp(logs)) @ vectors.T
-    lr = data.draw(st.floats(0.01, 1)) / (b * L)
+    lr = share / (b * L)
     g = found.gradient(theta)
     change = float(found.value(theta - lr * P @ g) - found.value(theta))
     bound = budget.bounded_change(float(np.sum(g * g)), 0.0, lr, L, b)

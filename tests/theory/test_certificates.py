@@ -10,25 +10,24 @@ from fractions import Fraction as F  # noqa: N817
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume
 
 from fop_theory import certificates, descent, objectives
 from fop_theory.certificates import Point
 from tests.helpers import column
-from tests.strategies import definite, pl_problems, seeds
+from tests.strategies import any_seed, fraction, number, problems, situation, whole
 
 END, FAR, L, MU, ETA, S, Q = sp.symbols("lambda_1 lambda_2 L mu eta s q", positive=True)
 RECORDED = json.loads(certificates.RECORD.read_text(encoding="utf-8"))
 
 
-def number(name: str) -> sp.Matrix:
+def entry(name: str) -> sp.Matrix:
     return sp.Matrix([sp.Symbol(name, real=True)])
 
 
 def points(image=None):
     """`(x, y, p)` of one step in symbols for numbers: what holds for them holds for vectors of every length."""
-    x, g, h, p = map(number, "xghp")
+    x, g, h, p = map(entry, "xghp")
     image = p if image is None else g
     return Point(x, g, sp.Symbol("f")), Point(x - ETA * image, h, sp.Symbol("f'")), image
 
@@ -108,9 +107,9 @@ def test_the_weights_of_theorem_2d_are_not_negative() -> None:
     assert zero(long[4].weight - (2 - L * ETA) * ((L + MU) * ETA - 2) / over)
 
 
-def stepped(situation, share):
+def stepped(drawn, share):
     """`(x, y, P g, size, rounding)` for a drawn problem and a share of the longest step."""
-    objective, theta, (P, _low, high) = situation
+    objective, theta, P, _, high = drawn
     size = share * 2 / (objective.smoothness * high)
     g = objective.gradient(theta)
     after = descent.step(theta, P, g, size)
@@ -121,18 +120,18 @@ def stepped(situation, share):
     return start, stop, P @ g, size, 1e-11 * scale
 
 
-situations = pl_problems().flatmap(
-    lambda problem: st.tuples(st.just(problem[0]), st.just(problem[1]), definite(problem[0].dim, 2.0))
-)
+def conditioned(chance):
+    """Of a condition number up to 100."""
+    return situation(chance, 2.0)
 
 
 @pytest.mark.claim("ours-theorem-2e", shows="holds", by="property")
 @pytest.mark.claim("ours-descent-exact", shows="holds", by="property")
-@given(situations, st.floats(0.001, 1), st.floats(0, 1))
-def test_the_certificate_of_drawn_steps(situation, share, along) -> None:
+@problems(conditioned, number(0.001, 1), number(0, 1))
+def test_the_certificate_of_drawn_steps(drawn, share, along) -> None:
     """Every inequality holds, no weight is negative, the sum is the margin: for every kind of drawn objective."""
-    objective, (_, low, high) = situation[0], situation[2]
-    start, stop, image, size, rounding = stepped(situation, share / 1.01)
+    objective, _, _, low, high = drawn
+    start, stop, image, size, rounding = stepped(drawn, share / 1.01)
     high = max(high, 1.01 * low)  # The identity divides by high - low.
     end, far = certificates.deciding(low, high, size, objective.smoothness)
     decrease = min(descent.decrease(end, size, objective.smoothness), 0.99 / objective.smoothness)
@@ -151,7 +150,7 @@ def test_the_certificate_of_drawn_steps(situation, share, along) -> None:
 
 
 @pytest.mark.claim("ours-descent-exact", shows="holds", by="property")
-@given(st.integers(1, 5), seeds, st.floats(0.1, 5), st.floats(1, 30), st.floats(0, 1))
+@problems(whole(1, 5), any_seed, number(0.1, 5), number(1, 30), number(0, 1))
 def test_the_operator_slack_is_all_there_is_to_ask(n, seed, low, condition, share) -> None:
     """Every image that it admits is that of a P with the spectrum; and every such P has images that it admits."""
     rng = np.random.default_rng(seed)
@@ -173,7 +172,7 @@ def test_the_operator_slack_is_all_there_is_to_ask(n, seed, low, condition, shar
 
 
 @pytest.mark.claim("ours-descent-exact", shows="holds", by="exact")
-@given(st.fractions(F(1, 20), 5), st.fractions(F(11, 10), 20), st.fractions(F(1, 50), 1))
+@problems(fraction(F(1, 20), 5), fraction(F(11, 10), 20), fraction(F(1, 50), 1))
 def test_the_descent_inequality_is_attained(low, condition, share) -> None:
     """`f = L |x|^2 / 2` along the deciding eigenvector: every inequality and every square is zero."""
     high, smoothness = low * condition, F(3)
@@ -216,17 +215,17 @@ def test_the_best_balance() -> None:
 
 
 @pytest.mark.claim("ours-theorem-2e", shows="holds", by="property")
-@given(situations, st.floats(0.001, 1))
-def test_theorem_2e(situation, share) -> None:
-    objective, (_, low, high) = situation[0], situation[2]
-    start, stop, _, size, rounding = stepped(situation, share)
+@problems(conditioned, number(0.001, 1))
+def test_theorem_2e(drawn, share) -> None:
+    objective, _, _, low, high = drawn
+    start, stop, _, size, rounding = stepped(drawn, share)
     factor = certificates.pl_factor(low, high, size, objective.smoothness, objective.pl)
     assert stop.gap <= factor * start.gap + rounding
     assert factor <= descent.factor(low, high, size, objective.smoothness, objective.pl) + 1e-12
 
 
 @pytest.mark.claim("ours-theorem-2e", shows="holds", by="property")
-@given(st.floats(0.1, 5), st.floats(1, 50), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 1))
+@problems(number(0.1, 5), number(1, 50), number(0.01, 1), number(0.01, 1), number(0, 1))
 def test_no_other_balance_has_a_smaller_factor(low, condition, share, ratio, along) -> None:
     high, smoothness = low * condition, 3.0
     size, mu = share * 2 / (smoothness * high), ratio * smoothness

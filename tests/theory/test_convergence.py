@@ -8,14 +8,12 @@ from fractions import Fraction as F  # noqa: N817
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fop_theory import angles, convergence, descent, objectives
 from fop_theory.convergence import ORDERS
 from fop_theory.structure import multiplier
 from tests.helpers import column, counterexample, fractions
-from tests.strategies import factors, pl_problems, scales, seeds
+from tests.strategies import any_scale, any_seed, drawn, factor, number, one_of, pl_problem, problems
 
 both_orders = pytest.mark.parametrize("order", ORDERS)
 each_scale = pytest.mark.parametrize("scale", [F(1), F(10), F(1000)])
@@ -115,17 +113,14 @@ def test_the_growth_bound_is_attained() -> None:
     assert sp.simplify(sp.sqrt(convergence.growth_factor(g, g, a)) - (1 + 2 * a * K**2)) == 0
 
 
-@st.composite
-def gradient_runs(draw):
+def gradient_run(chance):
     """`(gradients, M, rate, K)`: vectors of at most K, in a row; also all equal, or of alternating sign."""
-    n = draw(st.integers(1, 5))
-    rng = np.random.default_rng(draw(seeds))
-    count = draw(st.integers(2, 8))
-    kind = draw(st.sampled_from(["generic", "equal", "alternating"]))
-    g = rng.standard_normal((count, n, 1))
+    n, count = chance.whole(1, 5), chance.whole(2, 8)
+    kind = chance.one_of("generic", "equal", "alternating")
+    g = chance.rng.standard_normal((count, n, 1))
     if kind != "generic":
         g[:] = g[0] if kind == "equal" else g[0] * np.resize([1, -1], count)[:, None, None]
-    return list(g), draw(factors(n)), draw(scales), float(max(np.linalg.norm(x) for x in g))
+    return list(g), factor(chance, n), any_scale(chance), float(max(np.linalg.norm(x) for x in g))
 
 
 def last_norm(situation) -> float:
@@ -137,7 +132,7 @@ def last_norm(situation) -> float:
 
 
 @pytest.mark.claim("ours-growth-bound", shows="holds", by="property")
-@given(gradient_runs())
+@problems(gradient_run)
 def test_the_growth_bound(situation) -> None:
     """Any gradients, any P(0), any rate: each update by its own factor, and all of them by K."""
     gradients, M, rate, K = situation
@@ -152,10 +147,9 @@ def test_the_growth_bound(situation) -> None:
 def test_the_same_search_refutes_the_papers_bound() -> None:
     """... in both of its forms, with rho = a: the search would notice a false bound."""
     norm = lambda s: float(np.linalg.norm(s[1], 2)) ** 2  # noqa: E731
-    counterexample(
-        gradient_runs(), lambda s: last_norm(s) > 1.01 * convergence.claimed_norm_bound(norm(s), s[3], s[2], len(s[0]))
-    )
-    counterexample(gradient_runs(), lambda s: last_norm(s) > 1.01 * convergence.claimed_norm(norm(s), s[0], s[2]) > 0)
+    runs = drawn(gradient_run)()
+    counterexample(runs, lambda s: last_norm(s) > 1.01 * convergence.claimed_norm_bound(norm(s), s[3], s[2], len(s[0])))
+    counterexample(runs, lambda s: last_norm(s) > 1.01 * convergence.claimed_norm(norm(s), s[0], s[2]) > 0)
 
 
 @pytest.mark.claim("text-6-extends-baydin", shows="fails", by="exact")
@@ -348,7 +342,7 @@ def test_the_figures_preconditioner_turns_by_less_than_90_degrees() -> None:
 
 
 @pytest.mark.claim("thm-1-angle-below-90", shows="under", by="property")
-@given(gradient_runs())
+@problems(gradient_run)
 def test_the_angle_along_updates_of_the_figures_preconditioner(situation) -> None:
     """`P = I + M M^T` after any updates: the cosine of the next gradient is at least that of the largest |M|."""
     gradients, M, rate, _ = situation
@@ -415,7 +409,7 @@ def test_the_gain_of_the_step_that_suits_the_angle() -> None:
 
 
 @pytest.mark.claim("ours-angle-step", shows="holds", by="property")
-@given(pl_problems(), seeds, st.floats(0, 1))
+@problems(pl_problem, any_seed, number(0, 1))
 def test_a_turned_gradient_descends_with_the_step_that_suits_it(problem, seed, turn) -> None:
     """Gradients turned by anything below 90 degrees, PL problems: the gap falls by `1 - (mu/L) cos^2`."""
     objective, theta = problem
@@ -438,16 +432,15 @@ def test_a_turned_gradient_descends_with_the_step_that_suits_it(problem, seed, t
 # Theorem 1A: the rescaled algorithm, put right
 
 
-@st.composite
-def convex_problems(draw):
+def convex_problem(chance):
     """`(objective, theta)`: a convex function whose only minimizer is 0, flat far out or not; and a point."""
-    n = draw(st.integers(1, 4))
-    rng = np.random.default_rng(draw(seeds))
+    n = chance.whole(1, 4)
+    rng = chance.rng
     curvatures = (10.0 ** rng.uniform(-1.5, 0.5, n)).tolist()
-    base = objectives.huber(n) if draw(st.booleans()) else objectives.diagonal_quadratic(curvatures)
+    base = objectives.huber(n) if chance.one_of(False, True) else objectives.diagonal_quadratic(curvatures)
     Q, _ = np.linalg.qr(rng.standard_normal((n, n)))
     stretch = np.diag(10.0 ** rng.uniform(-0.5, 0.5, n)) if base.slope else np.eye(n)
-    theta = rng.standard_normal((n, 1)) * 10.0 ** draw(st.floats(-1, 1))
+    theta = rng.standard_normal((n, 1)) * 10.0 ** chance.number(-1, 1)
     return objectives.composed(base, stretch @ Q), theta
 
 
@@ -498,7 +491,7 @@ def test_theorem_1a_converges_where_theorem_1_fails(order, rho, start) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1a", shows="holds", by="property")
-@given(convex_problems(), seeds, scales, st.floats(0.01, 0.99), st.floats(0.05, 1), st.sampled_from(ORDERS))
+@problems(convex_problem, any_seed, any_scale, number(0.01, 0.99), number(0.05, 1), one_of(*ORDERS))
 def test_theorem_1a(problem, seed, rho, limit, share, order) -> None:
     """Section 6 with a decay that outruns P and a share of the identity: every late step adds its gain to 1/gap."""
     objective, theta = problem
@@ -541,4 +534,4 @@ def test_the_property_of_theorem_1a_can_fail() -> None:
             1 / L, 1 / L, L, D
         )
 
-    counterexample(convex_problems(), breaks)
+    counterexample(drawn(convex_problem)(), breaks)

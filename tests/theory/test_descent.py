@@ -7,13 +7,23 @@ from fractions import Fraction as F  # noqa: N817
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume
 from hypothesis.errors import NoSuchExample
 
 from fop_theory import descent, objectives
 from tests.helpers import column, counterexample
-from tests.strategies import definite, factors, pl_problems, seeds
+from tests.strategies import (
+    any_seed,
+    definite_matrix,
+    drawn,
+    factor,
+    fraction,
+    number,
+    pl_problem,
+    problems,
+    situation,
+    whole,
+)
 
 LOW, HIGH, L, MU, ETA, GAP, LAM, C = sp.symbols("m b L mu eta Delta lambda c", positive=True)
 
@@ -29,13 +39,6 @@ def rotation(t: sp.Symbol) -> sp.Matrix:
 
 def zero(expression) -> bool:
     return sp.simplify(expression) == 0
-
-
-@st.composite
-def situations(draw):
-    """`(objective, theta, P, low, high)`: a PL problem, a point and a positive definite preconditioner."""
-    objective, theta = draw(pl_problems())
-    return objective, theta, *draw(definite(objective.dim))
 
 
 def moved(objective, theta, P, size):
@@ -59,10 +62,10 @@ def excess(situation, size, factor) -> float:
     return gap + change - factor(objective, low, high) * gap - rounding
 
 
-def found(strategy, breaks) -> bool:
+def found(problem, breaks) -> bool:
     """Whether hypothesis finds a counterexample."""
     try:
-        counterexample(strategy, breaks)
+        counterexample(drawn(problem)(), breaks)
     except NoSuchExample:
         return False
     return True
@@ -104,7 +107,7 @@ def test_eq_12_for_every_quadratic() -> None:
 
 
 @pytest.mark.claim("eq-12", shows="holds", by="property")
-@given(pl_problems())
+@problems(pl_problem)
 def test_eq_12_has_models(problem) -> None:
     """Quadratics, singular ones too, logistic losses and nonconvex functions satisfy it with their stated mu."""
     objective, theta = problem
@@ -139,7 +142,7 @@ def test_a_lipschitz_function_breaks_the_pl_inequality(mu) -> None:
 
 @pytest.mark.claim("thm-2-lipschitz-word", shows="corrected", by="property")
 @pytest.mark.claim("thm-2-descent-lemma", shows="under", by="property")
-@given(pl_problems(), seeds, st.floats(-3, 2))
+@problems(pl_problem, any_seed, number(-3, 2))
 def test_the_first_line_for_lipschitz_gradients(problem, seed, log_length) -> None:
     objective, theta = problem
     move = np.random.default_rng(seed).standard_normal(theta.shape) * 10.0**log_length
@@ -178,7 +181,7 @@ def test_eq_15_is_the_first_line_at_step_one_over_l(n) -> None:
 
 
 @pytest.mark.claim("eq-15", shows="holds", by="property")
-@given(situations())
+@problems(situation)
 def test_eq_15_bounds_the_change(situation) -> None:
     objective, theta, P, _, _ = situation
     change, _, g, rounding = moved(objective, theta, P, 1 / objective.smoothness)
@@ -221,7 +224,7 @@ def test_rows_of_q_are_eigenvectors() -> None:
 
 
 @pytest.mark.claim("thm-2-columns-of-q", shows="corrected", by="property")
-@given(st.integers(1, 6).flatmap(definite))
+@problems(definite_matrix)
 def test_rows_of_numeric_q_are_eigenvectors(drawn) -> None:
     P, _, high = drawn
     eigenvalues, V = np.linalg.eigh(P)
@@ -240,7 +243,7 @@ def test_eigenvalues_are_not_negative() -> None:
 
 
 @pytest.mark.claim("thm-2-eigenvalues-non-negative", shows="holds", by="property")
-@given(st.integers(1, 6).flatmap(factors))
+@problems(lambda chance: factor(chance, chance.whole(1, 6)))
 def test_numeric_eigenvalues_are_not_negative(M) -> None:
     eigenvalues = np.linalg.eigvalsh(M @ M.T)
     assert eigenvalues[0] >= -1e-14 * len(M) * eigenvalues[-1]
@@ -284,7 +287,7 @@ def test_eq_18_leaves_two_squares_and_is_never_tight() -> None:
 @pytest.mark.claim("eq-16", shows="holds", by="property")
 @pytest.mark.claim("eq-17", shows="holds", by="property")
 @pytest.mark.claim("eq-18", shows="holds", by="property")
-@given(st.integers(1, 6).flatmap(definite), seeds, st.floats(0.1, 10))
+@problems(definite_matrix, any_seed, number(0.1, 10))
 def test_eqs_16_to_18(drawn, seed, smoothness) -> None:
     """Drawn P and G; every bound is met, and met exactly by `P = high I`."""
     P, low, high = drawn
@@ -311,7 +314,7 @@ def test_the_norm_survives_the_change_of_basis() -> None:
 
 
 @pytest.mark.claim("thm-2-original-basis", shows="holds", by="property")
-@given(st.integers(1, 6).flatmap(definite), seeds)
+@problems(definite_matrix, any_seed)
 def test_the_norm_survives_numerically(drawn, seed) -> None:
     _, V = np.linalg.eigh(drawn[0])
     g = np.random.default_rng(seed).standard_normal((len(V), 1))
@@ -329,7 +332,7 @@ def test_eq_19_is_attained_by_a_multiple_of_the_identity() -> None:
 
 
 @pytest.mark.claim("eq-19", shows="holds", by="property")
-@given(situations())
+@problems(situation)
 def test_eq_19_bounds_the_change(situation) -> None:
     objective, theta, P, low, high = situation
     change, _, g, rounding = moved(objective, theta, P, 1 / objective.smoothness)
@@ -383,7 +386,7 @@ def mild(situation, share):
 
 @pytest.mark.claim("eq-20", shows="under", by="property")
 @pytest.mark.claim("eq-21", shows="under", by="property")
-@given(situations(), st.floats(0.01, 1))
+@problems(situation, number(0.01, 1))
 def test_eqs_20_and_21_where_the_factor_is_positive(situation, share) -> None:
     situation = objective, theta, P, low, high = mild(situation, share)
     change, gap, _, rounding = moved(objective, theta, P, 1 / objective.smoothness)
@@ -392,7 +395,7 @@ def test_eqs_20_and_21_where_the_factor_is_positive(situation, share) -> None:
 
 
 @pytest.mark.claim("eq-22", shows="under", by="property")
-@given(situations(), st.floats(0.01, 1), st.integers(0, 5))
+@problems(situation, number(0.01, 1), whole(0, 5))
 def test_eq_22_where_the_factor_is_positive(situation, share, k) -> None:
     objective, theta, P, low, high = mild(situation, share)
     start, total = objective.value(theta) - objective.minimum, 0.0
@@ -504,7 +507,7 @@ def test_changing_preconditioners_in_closed_form() -> None:
 
 
 @pytest.mark.claim("thm-2-standard-step-size", shows="holds", by="property")
-@given(pl_problems())
+@problems(pl_problem)
 def test_gradient_descent_with_step_one_over_l(problem) -> None:
     objective, theta = problem
     situation = objective, theta, np.eye(objective.dim), 1.0, 1.0
@@ -554,7 +557,7 @@ def test_the_factor_is_attained_when_mu_is_l() -> None:
 
 
 @pytest.mark.claim("ours-theorem-2a", shows="holds", by="exact")
-@given(st.fractions(F(1, 20), 5), st.fractions(1, 20), st.fractions(F(1, 50), 1))
+@problems(fraction(F(1, 20), 5), fraction(1, 20), fraction(F(1, 50), 1))
 def test_the_factor_is_the_worst_case_when_mu_is_l(low, condition, share) -> None:
     """Exact: the worse of the two eigenvectors contracts by the factor, neither by less than it."""
     high, f = low * condition, objectives.diagonal_quadratic([F(3), F(3)])
@@ -568,7 +571,7 @@ def test_the_factor_is_the_worst_case_when_mu_is_l(low, condition, share) -> Non
 @pytest.mark.claim("ours-theorem-2a", shows="holds", by="property")
 @pytest.mark.claim("eq-13", shows="corrected", by="property")
 @pytest.mark.claim("text-2-1-random-spd-converges", shows="under", by="property")
-@given(situations(), st.floats(0.001, 1))
+@problems(situation, number(0.001, 1))
 def test_theorem_2a(situation, share) -> None:
     """Quadratics, logistic losses and nonconvex PL functions, any admissible step."""
     size = longest(share)
@@ -579,7 +582,7 @@ def test_theorem_2a(situation, share) -> None:
 
 
 @pytest.mark.claim("eq-14", shows="corrected", by="property")
-@given(situations(), st.floats(0.01, 0.99), st.integers(1, 6))
+@problems(situation, number(0.01, 0.99), whole(1, 6))
 def test_eq_14_with_the_factor_that_holds(situation, share, k) -> None:
     objective, theta, P, low, high = situation
     size = longest(share)(objective, low, high)
@@ -632,7 +635,7 @@ def test_the_best_step() -> None:
 
 
 @pytest.mark.claim("ours-best-step", shows="holds", by="exact")
-@given(st.fractions(F(1, 20), 5), st.fractions(1, 20), st.fractions(F(1, 50), 1), st.fractions(F(1, 10), 1))
+@problems(fraction(F(1, 20), 5), fraction(1, 20), fraction(F(1, 50), 1), fraction(F(1, 10), 1))
 def test_no_other_step_has_a_smaller_factor(low, condition, share, ratio) -> None:
     high, smoothness = low * condition, F(3)
     mu = smoothness * ratio
@@ -644,7 +647,7 @@ def test_no_other_step_has_a_smaller_factor(low, condition, share, ratio) -> Non
 
 
 @pytest.mark.claim("ours-best-step", shows="holds", by="property")
-@given(situations())
+@problems(situation)
 def test_the_best_rate(situation) -> None:
     rate = lambda f, low, high: descent.best_factor(high / low, f.smoothness, f.pl)  # noqa: E731
     assert excess(situation, best_size, rate) <= 0
@@ -691,21 +694,28 @@ def refutation(low, high):
     return None
 
 
+def condition_decides(low, high) -> bool:
+    return (refutation(low, high) is None) == descent.theorem_2_is_true(low, high)
+
+
 @pytest.mark.claim("ours-theorem-2-exact-condition", shows="holds", by="exact")
-@given(st.fractions(0, F(5, 2), max_denominator=100), st.fractions(0, F(5, 2), max_denominator=100))
-@example(F(9, 20), F(3, 5))
-@example(F(9, 10), F(9, 10))
-@example(F(9, 10), F(99, 100))
-@example(F(9, 10), F(3, 2))
-@example(F(1, 10), F(2, 5))
-@example(F(1), F(7, 5))
-def test_where_the_condition_fails_the_theorem_fails(one, other) -> None:
-    low, high = min(one, other), max(one, other)
-    assert (refutation(low, high) is None) == descent.theorem_2_is_true(low, high)
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(F(9, 20), F(3, 5)), (F(9, 10), F(9, 10)), (F(9, 10), F(99, 100)), (F(9, 10), F(3, 2)), (F(1, 10), F(2, 5)),
+     (F(1), F(7, 5))],
+)  # fmt: skip
+def test_where_the_condition_fails_the_theorem_fails(low, high) -> None:
+    assert condition_decides(low, high)
+
+
+@pytest.mark.claim("ours-theorem-2-exact-condition", shows="holds", by="exact")
+@problems(fraction(0, F(5, 2)), fraction(0, F(5, 2)))
+def test_so_it_does_for_any_spectrum(one, other) -> None:
+    assert condition_decides(min(one, other), max(one, other))
 
 
 @pytest.mark.claim("ours-theorem-2-exact-condition", shows="holds", by="property")
-@given(st.floats(0.5, 2), st.floats(0, 1), situations())
+@problems(number(0.5, 2), number(0, 1), situation)
 def test_where_the_condition_holds_the_theorem_holds(low, share, situation) -> None:
     """P with a drawn spectrum that satisfies the condition, in a drawn position; all kinds of objectives."""
     objective, theta, P, _, _ = situation
@@ -720,7 +730,7 @@ def test_where_the_condition_holds_the_theorem_holds(low, share, situation) -> N
 
 
 @pytest.mark.claim("ours-theorem-2-exact-condition", shows="holds", by="property")
-@given(situations(), st.floats(0.01, 0.999))
+@problems(situation, number(0.01, 0.999))
 def test_a_positive_step_converges_at_another_rate(situation, share) -> None:
     """Wherever rho > 0 the method of Theorem 2 contracts, by the factor of Theorem 2A at that step."""
     situation = objective, _, _, low, high = mild(situation, share)
@@ -764,7 +774,7 @@ def test_the_climb_in_the_proof() -> None:
 
 
 @pytest.mark.claim("ours-lipschitz-radius", shows="holds", by="exact")
-@given(st.fractions(F(1, 20), 20), st.fractions(-5, 5), st.fractions(0, 5))
+@problems(fraction(F(1, 20), 20), fraction(-5, 5), fraction(0, 5))
 def test_the_radius_is_attained(mu, start, beyond) -> None:
     """`f = mu x^2 / 2` has both properties in the interval up to `|x| = K / mu`, and no function in a longer one."""
     f = objectives.diagonal_quadratic([mu])
@@ -772,44 +782,50 @@ def test_the_radius_is_attained(mu, start, beyond) -> None:
     assert descent.lipschitz_radius(slope, f.value(column(start)), mu) == beyond
 
 
+def slopes_uphill(objective, theta, piece, pieces):
+    """The slopes along Euler's polygon of steepest ascent, one by one."""
+    for _ in range(pieces + 1):
+        g = objective.gradient(theta)
+        slope = float(np.linalg.norm(g))
+        yield slope
+        theta = theta + piece * g / slope
+
+
 @pytest.mark.claim("ours-lipschitz-radius", shows="holds", by="property")
-@given(pl_problems(), st.floats(0, 2), seeds)
-def test_a_ball_in_which_pl_holds_has_steep_points(problem, log_share, seed) -> None:
+@problems(pl_problem, number(0, 2))
+def test_a_ball_in_which_pl_holds_has_steep_points(problem, log_share) -> None:
     """Climb along the gradient for the length r: somewhere the slope is at least the K that this radius needs."""
     objective, theta = problem
     gap = objective.value(theta) - objective.minimum
     assume(gap > 1e-9 * (1 + abs(objective.minimum)))
     start = float(np.linalg.norm(objective.gradient(theta)))
     radius, pieces = 10.0**log_share * start / objective.smoothness, 200
-    steepest = start
-    for _ in range(pieces):
-        g = objective.gradient(theta)
-        theta = theta + radius / pieces * g / np.linalg.norm(g)
-        steepest = max(steepest, float(np.linalg.norm(objective.gradient(theta))))
     # Euler's method leaves the curve of steepest ascent: each piece may lose L h^2 of the climb, a slope of L h.
     loss = 2 * objective.smoothness * radius / pieces
-    assert descent.lipschitz_radius(steepest + loss, gap, objective.pl) >= radius * (1 - 1e-9)
+    assert any(
+        descent.lipschitz_radius(slope + loss, gap, objective.pl) >= radius * (1 - 1e-9)
+        for slope in slopes_uphill(objective, theta, radius / pieces, pieces)
+    )
 
 
-@st.composite
-def strongly_convex(draw):
+def strongly_convex(chance):
     """`(objective, theta, P, low, high)` where the PL constant is one of strong convexity too."""
-    n = draw(st.integers(1, 4))
-    rng = np.random.default_rng(draw(seeds))
-    if draw(st.booleans()):
+    n = chance.whole(1, 4)
+    rng = chance.rng
+    if chance.one_of(False, True):
         Q, _ = np.linalg.qr(rng.standard_normal((n, n)))
-        curvatures = 10.0 ** (draw(st.floats(-3, 0)) * rng.random(n))
+        curvatures = 10.0 ** (chance.number(-3, 0) * rng.random(n))
         A = (Q * curvatures) @ Q.T
         objective = objectives.quadratic((A + A.T) / 2)
     else:
-        X = rng.standard_normal((draw(st.integers(2, 12)), n)) * draw(st.floats(0.3, 3))
-        objective = objectives.logistic(X, rng.choice([-1, 1], len(X)), 10.0 ** draw(st.floats(-3, 0)))
-    theta = rng.standard_normal((n, 1)) * 10.0 ** draw(st.floats(-1, 1))
-    return objective, theta, *draw(definite(n))
+        X = rng.standard_normal((chance.whole(2, 12), n)) * chance.number(0.3, 3)
+        objective = objectives.logistic(X, rng.choice([-1, 1], len(X)), 10.0 ** chance.number(-3, 0))
+    theta = rng.standard_normal((n, 1)) * 10.0 ** chance.number(-1, 1)
+    return objective, theta, *definite_matrix(chance, n)
 
 
 @pytest.mark.claim("ours-theorem-2d", shows="holds", by="property")
-@given(strongly_convex(), st.floats(0.001, 1))
+@problems(strongly_convex, number(0.001, 1))
 def test_theorem_2d(situation, share) -> None:
     size = longest(share)
     rate = lambda f, low, high: descent.strongly_convex_factor(  # noqa: E731
@@ -822,7 +838,7 @@ def test_theorem_2d(situation, share) -> None:
 
 
 @pytest.mark.claim("ours-theorem-2d", shows="holds", by="exact")
-@given(st.fractions(F(1, 20), 5), st.fractions(1, 20), st.fractions(F(1, 50), 1), st.fractions(F(1, 10), 1))
+@problems(fraction(F(1, 20), 5), fraction(1, 20), fraction(F(1, 50), 1), fraction(F(1, 10), 1))
 def test_theorem_2d_is_the_worst_case(low, condition, share, ratio) -> None:
     """Exact, on a quadratic in the plane with `P = diag(m, b)`; no other step has a smaller factor than the best."""
     high, smoothness = low * condition, F(3)
@@ -890,7 +906,7 @@ def test_theorem_2f_the_worst_gradient() -> None:
 
 
 @pytest.mark.claim("ours-theorem-2f", shows="holds", by="property")
-@given(situations(), st.floats(0.001, 1))
+@problems(situation, number(0.001, 1))
 def test_theorem_2f(situation, share) -> None:
     """Quadratics, logistic losses and nonconvex PL functions, also singular ones, any step up to the best one."""
     size = lambda f, low, high: share * best_size(f, low, high)  # noqa: E731
@@ -901,7 +917,7 @@ def test_theorem_2f(situation, share) -> None:
 
 
 @pytest.mark.claim("ours-theorem-2f", shows="holds", by="property")
-@given(situations(), st.floats(0.01, 1), seeds, st.floats(-2, 2))
+@problems(situation, number(0.01, 1), any_seed, number(-2, 2))
 def test_theorem_2f_the_start_is_a_maximum(situation, share, seed, log_length) -> None:
     """Of `f(z) - L (z - y)^T W (z - y) / 2`; and its height there is between the proof's two bounds."""
     objective, theta, P, low, high = situation
@@ -926,7 +942,7 @@ def test_theorem_2f_the_start_is_a_maximum(situation, share, seed, log_length) -
 
 
 @pytest.mark.claim("ours-theorem-2f", shows="holds", by="exact")
-@given(st.fractions(F(1, 20), 5), st.fractions(1, 20), st.fractions(F(1, 50), 1), st.fractions(F(1, 10), 1))
+@problems(fraction(F(1, 20), 5), fraction(1, 20), fraction(F(1, 50), 1), fraction(F(1, 10), 1))
 def test_theorem_2f_is_the_worst_case(low, condition, share, ratio) -> None:
     """Exact, on a quadratic, wherever it is the square; and never above the factor of Theorem 2A."""
     high, smoothness = low * condition, F(3)
@@ -954,20 +970,19 @@ def test_a_preconditioned_step_is_a_plain_one_in_other_coordinates() -> None:
     assert zero(1 - MU * descent.decrease(1, 1 / L, L) - (1 - MU / L))
 
 
-@st.composite
-def composed_problems(draw):
+def composed_problem(chance):
     """`(outer, A, M, phi)`: f(theta) = outer(A theta), P = M M^T, and a point theta = M phi."""
-    n = draw(st.integers(1, 4))
-    rng = np.random.default_rng(draw(seeds))
-    rows = draw(st.integers(1, n))
+    n = chance.whole(1, 4)
+    rng = chance.rng
+    rows = chance.whole(1, n)
     weights = 10.0 ** rng.uniform(-1, 1, rows)
-    outer = objectives.wavy(weights) if draw(st.booleans()) else objectives.diagonal_quadratic(weights.tolist())
-    P = draw(definite(n))[0]
+    outer = objectives.wavy(weights) if chance.one_of(False, True) else objectives.diagonal_quadratic(weights.tolist())
+    P = definite_matrix(chance, n)[0]
     return outer, rng.standard_normal((rows, n)), np.linalg.cholesky(P), rng.standard_normal((n, 1)) * 3
 
 
 @pytest.mark.claim("ours-theorem-2b", shows="holds", by="property")
-@given(composed_problems(), st.floats(0.001, 1))
+@problems(composed_problem, number(0.001, 1))
 def test_theorem_2b(problem, share) -> None:
     """One step with P in theta; the constants in P's geometry are those of phi -> f(M phi), which never sees P."""
     outer, A, M, phi = problem
@@ -982,7 +997,7 @@ def test_theorem_2b(problem, share) -> None:
 
 
 @pytest.mark.claim("ours-theorem-2b", shows="holds", by="property")
-@given(st.integers(1, 5), seeds)
+@problems(whole(1, 5), any_seed)
 def test_the_inverse_hessian_needs_one_step(n, seed) -> None:
     """P = A^{-1} has `mu_P = L_P = 1`, and Theorem 2B the factor 0 where Theorem 2A has more; P = I is the old case."""
     rng = np.random.default_rng(seed)
@@ -1024,11 +1039,14 @@ def changing(objective, theta, spectra, rng):
     return objective.value(theta) - objective.minimum, total
 
 
-spectra_lists = st.lists(st.tuples(st.floats(0.1, 10), st.floats(1, 50)).map(lambda t: (t[0], t[0] * t[1])), max_size=8)
+def some_spectra(chance, least=0):
+    """`[(low, high), ...]` of up to eight definite preconditioners."""
+    lows = [chance.number(0.1, 10) for _ in range(chance.whole(least, 8))]
+    return [(low, low * chance.number(1, 50)) for low in lows]
 
 
 @pytest.mark.claim("ours-theorem-2c", shows="holds", by="property")
-@given(pl_problems(), spectra_lists, seeds)
+@problems(pl_problem, some_spectra, any_seed)
 def test_theorem_2c_bounds_what_is_left(problem, spectra, seed) -> None:
     objective, theta = problem
     start = objective.value(theta) - objective.minimum
@@ -1038,9 +1056,9 @@ def test_theorem_2c_bounds_what_is_left(problem, spectra, seed) -> None:
 
 
 @pytest.mark.claim("ours-theorem-2c", shows="holds", by="exact")
-@given(
-    st.lists(st.tuples(st.fractions(1, 100), st.fractions(0, 1)), min_size=1, max_size=12),
-    st.fractions(F(1, 100), F(99, 200)),
+@problems(
+    lambda chance: [(chance.fraction(1, 100), chance.fraction(0, 1)) for _ in range(chance.whole(1, 8))],
+    fraction(F(1, 100), F(99, 200)),
 )
 def test_theorem_2c_no_steps_do_better_on_the_witness(steps, mu) -> None:
     """`(x^2 + mu y^2) / 2`, `P_k = diag(1, 1 / kappa_k)`: whichever steps up to 2 are drawn, y keeps its share."""
@@ -1092,11 +1110,9 @@ def by_steps(objective, low, high):
     return 1 / objective.smoothness
 
 
-@st.composite
-def sequences(draw):
+def sequence(chance):
     """`(objective, theta, spectra, seed)`: a PL problem and the spectra of up to eight definite preconditioners."""
-    objective, theta = draw(pl_problems())
-    return objective, theta, draw(spectra_lists.filter(bool)), draw(seeds)
+    return *pl_problem(chance), some_spectra(chance, 1), any_seed(chance)
 
 
 def promised(sequence) -> tuple[float, float]:
@@ -1136,33 +1152,33 @@ def starved(exponent: float, steps: int = 60) -> tuple[bool, bool]:
 #: Statement, what is drawn, whether an example breaks the paper's version, whether it breaks ours.
 SEARCHES = {
     "Theorem 2, Eq. (14)": (
-        situations(),
+        situation,
         lambda s: excess(s, paper_size, paper_factor) > 0,
         lambda s: excess(s, best_size, our_factor(best_size)) > 0,
     ),
     "Theorem 2 where rho > 0": (
-        st.tuples(situations(), st.floats(0.01, 0.99)).map(lambda pair: mild(*pair)),
+        lambda chance: mild(situation(chance), chance.number(0.01, 0.99)),
         lambda s: excess(s, paper_size, paper_factor) > 0,
         lambda s: excess(s, paper_size, our_factor(paper_size)) > 0,
     ),
     "Eqs. (20)-(22), with and without 2 low >= high^2": (
-        st.tuples(situations(), st.floats(0.01, 1)),
+        lambda chance: (situation(chance), chance.number(0.01, 1)),
         lambda pair: excess(pair[0], by_steps, paper_factor) > 0,
         lambda pair: excess(mild(*pair), by_steps, paper_factor) > 0,
     ),
     "Eq. (13) as a descent method": (
-        situations(),
+        situation,
         lambda s: excess(s, paper_size, lambda *_: 1.0) > 0,
         lambda s: excess(s, longest(0.999), lambda *_: 1.0) > 0,
     ),
     "the first line, f or its gradient Lipschitz": (
-        st.tuples(st.floats(1.01, 100), st.floats(-3, 3), st.floats(-3, 3)),
+        lambda chance: (chance.number(1.01, 100), chance.number(-3, 3), chance.number(-3, 3)),
         # f' = clip(c x, -1, 1) has slope at most 1, and a derivative of at most c.
         lambda d: _first_line_breaks(*d, smoothness=1.0),
         lambda d: _first_line_breaks(*d, smoothness=d[0]),
     ),
-    "changing P, step by step": (sequences(), lambda s: promised(s)[0] > 0, lambda s: promised(s)[1] > 0),
-    "changing P, in the end": (st.floats(0, 3), lambda e: starved(e)[0], lambda e: starved(e)[1]),
+    "changing P, step by step": (sequence, lambda s: promised(s)[0] > 0, lambda s: promised(s)[1] > 0),
+    "changing P, in the end": (number(0, 3), lambda e: starved(e)[0], lambda e: starved(e)[1]),
 }  # fmt: skip
 
 
@@ -1175,9 +1191,9 @@ def _first_line_breaks(c, x, move, smoothness) -> bool:
 
 def search(name: str) -> None:
     """Within 200 examples the paper's version falls and ours does not."""
-    drawn, paper_breaks, ours_breaks = SEARCHES[name]
-    assert found(drawn, paper_breaks), name
-    assert not found(drawn, ours_breaks), name
+    problem, paper_breaks, ours_breaks = SEARCHES[name]
+    assert found(problem, paper_breaks), name
+    assert not found(problem, ours_breaks), name
 
 
 @pytest.mark.claim("thm-2", shows="fails", by="property")

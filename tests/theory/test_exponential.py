@@ -7,21 +7,24 @@ import itertools
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fop_theory import exponential, noise, structure
 from fop_theory import hypergradient as hg
 from tests.helpers import symbols
-from tests.strategies import factors, gradient_pairs, scales
+from tests.strategies import any_scale, factor, gradient_pair, number, problems, whole
+
+
+def pair_and_factor(chance, max_columns=4):
+    """`(G, H, M)`."""
+    G, H = gradient_pair(chance, max_columns)
+    return G, H, factor(chance, len(G))
 
 
 @pytest.mark.claim("ours-exponential-update", shows="holds", by="property")
-@given(gradient_pairs(max_columns=1), st.floats(-3, 3), st.data())
-def test_closed_form_against_lapack(pair, share, data) -> None:
+@problems(lambda chance: pair_and_factor(chance, 1), number(-3, 3))
+def test_closed_form_against_lapack(drawn, share) -> None:
     """Parallel, opposed, orthogonal and zero gradients included; also what it does to the determinant."""
-    g, h = pair
-    M = data.draw(factors(len(g)))
+    g, h, M = drawn
     a = share / (np.linalg.norm(g) * np.linalg.norm(h) + 1e-300) if np.any(h) else share
     # By LAPACK's eigenvectors: scipy's expm loses four digits on matrices of norm four.
     values, vectors = np.linalg.eigh(a * hg.symmetric_product(g, h))
@@ -85,10 +88,9 @@ def exponential_gain(G: sp.Matrix, H: sp.Matrix) -> sp.Expr:
 
 
 @pytest.mark.claim("ours-exponential-shared", shows="holds", by="property")
-@given(gradient_pairs(), st.floats(-2, 2), st.data())
-def test_several_columns_against_lapack(pair, share, data) -> None:
-    G, H = pair
-    M = data.draw(factors(len(G)))
+@problems(pair_and_factor, number(-2, 2))
+def test_several_columns_against_lapack(drawn, share) -> None:
+    G, H, M = drawn
     a = share / (np.linalg.norm(G) * np.linalg.norm(H) + 1e-300) if np.any(H) else share
     values, vectors = np.linalg.eigh(a * hg.symmetric_product(G, H))
     full = (vectors * np.exp(values)) @ vectors.T
@@ -109,7 +111,7 @@ def test_several_columns_against_lapack(pair, share, data) -> None:
 
 
 @pytest.mark.claim("ours-normalised-one-dimension", shows="holds", by="property")
-@given(st.floats(-1, 1), st.floats(0.02, 0.43))
+@problems(number(-1, 1), number(0.02, 0.43))
 def test_it_converges_from_any_first_step(share: float, rate: float) -> None:
     """From P thousands of times too large or too small: the scale reaches the cycle and theta falls at its pace."""
     # Until P has come down, theta grows by e^(exponent^2 / 8c): no more than floats hold.
@@ -126,7 +128,7 @@ def test_it_converges_from_any_first_step(share: float, rate: float) -> None:
 
 
 @pytest.mark.claim("ours-normalised-one-dimension", shows="holds", by="property")
-@given(st.floats(-2, 2), st.floats(0.05, 0.4), st.integers(0, 1), scales, scales)
+@problems(number(-2, 2), number(0.05, 0.4), whole(0, 1), any_scale, any_scale)
 def test_the_run_is_that_of_the_update(exponent, rate, negative, curvature, lr) -> None:
     """Against `exponential_step` with gradients of a parabola, at any learning rate and curvature."""
     theta = np.array([[-1.0 if negative else 1.0]])

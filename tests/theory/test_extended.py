@@ -7,22 +7,18 @@ import itertools
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fop_theory import extended
-from tests.strategies import seeds, smooth_problems
+from tests.strategies import one_of, problems, smooth_problem
 
 
-@st.composite
-def situations(draw):
+def situation(chance):
     """A problem, M, beta, rho from 1e-3 to 1e4, eta, alpha up to 0.95, and which hypergradient."""
-    objective, theta = draw(smooth_problems())
-    rng = np.random.default_rng(draw(seeds))
-    M = rng.standard_normal((objective.dim, draw(st.integers(1, 3)))) * 10.0 ** draw(st.floats(-2, 1))
+    objective, theta = smooth_problem(chance)
+    M = chance.rng.standard_normal((objective.dim, chance.whole(1, 3))) * 10.0 ** chance.number(-2, 1)
     return (
-        objective, theta, M, draw(st.integers(0, 1)), 10.0 ** draw(st.floats(-3, 4)), draw(st.floats(0.02, 0.5)),
-        draw(st.floats(0, 0.95)), draw(st.sampled_from(["plain", "velocity"])),
+        objective, theta, M, chance.whole(0, 1), 10.0 ** chance.number(-3, 4), chance.number(0.02, 0.5),
+        chance.number(0, 0.95), chance.one_of("plain", "velocity"),
     )  # fmt: skip
 
 
@@ -31,10 +27,10 @@ def squared(X) -> float:
 
 
 @pytest.mark.claim("ours-theorem-1b-momentum", shows="holds", by="property")
-@given(situations(), st.sampled_from([10, 40]))
-def test_theorem_1b_with_momentum(situation, steps) -> None:
+@problems(situation, one_of(10, 40))
+def test_theorem_1b_with_momentum(drawn, steps) -> None:
     """The trace, the smallest eigenvalue, the slopes and their sum, along the run at the longest learning rate."""
-    f, theta, M, identity, rho, share, alpha, through = situation
+    f, theta, M, identity, rho, share, alpha, through = drawn
     gap, trace = f.value(theta) - f.minimum, identity + squared(M)
     growth = extended.momentum_growth(share, alpha, through)
     lr = extended.momentum_lr(trace, gap, f.smoothness, rho, share, alpha, growth)

@@ -9,14 +9,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume
 
 from fop_theory import hypergradient as hg
 from fop_theory import objectives, online, reference
 from fop_theory.algebra import inner
 from tests.helpers import column, counterexample, symbols
-from tests.strategies import definite, dims, gradient_pairs, scales, seeds
+from tests.strategies import any_scale, any_seed, definite_matrix, drawn, gradient_pair, number, one_of, problems
 
 F = Fraction
 EPS = np.finfo(float).eps
@@ -42,7 +41,7 @@ def test_the_slope_of_the_normalised_gain() -> None:
 
 
 @pytest.mark.claim("ours-normalised-slope", shows="holds", by="property")
-@given(gradient_pairs(), scales, scales)
+@problems(gradient_pair, any_scale, any_scale)
 def test_the_slope_forgets_scale_and_never_exceeds_one_when_damped(pair, loss_scale, lr) -> None:
     """Against the oracle's hypergradient of linear P: the same direction, `lr |H|^2` times as long."""
     G, H = pair
@@ -62,12 +61,11 @@ def test_the_slope_forgets_scale_and_never_exceeds_one_when_damped(pair, loss_sc
 # Linear P
 
 
-@st.composite
-def bowls(draw, columns: int = 3):
+def bowl_of(chance, columns: int = 3):
     """`(A, L, start)`: a definite Hessian that n columns share, its largest eigenvalue, a start."""
-    A, _, high = draw(definite(draw(st.integers(1, 4)), max_log_condition=1.5))
-    start = np.random.default_rng(draw(seeds)).standard_normal((len(A), draw(st.integers(1, columns))))
-    return A, high, start * draw(st.floats(0.1, 10))
+    A, _, high = definite_matrix(chance, chance.whole(1, 4), max_log_condition=1.5)
+    start = chance.rng.standard_normal((len(A), chance.whole(1, columns)))
+    return A, high, start * chance.number(0.1, 10)
 
 
 def gap(A: np.ndarray, x: np.ndarray) -> float:
@@ -90,7 +88,7 @@ def linear_run(A: np.ndarray, start: np.ndarray, P: np.ndarray, rate: float, ste
 
 
 @pytest.mark.claim("ours-linear-superlinear", shows="holds", by="property")
-@given(bowls(), st.floats(0.1, 1.9), st.floats(0, 2))
+@problems(bowl_of, number(0.1, 1.9), number(0, 2))
 def test_linear_p_nears_the_inverse_and_is_superlinear(bowl, share, first) -> None:
     """Also for eta up to 2/L, from any multiple of the identity; every step and the product of all."""
     A, high, start = bowl
@@ -151,15 +149,13 @@ def test_with_the_factors_gradient_the_bound_is_lost() -> None:
         inverse = np.linalg.inv(A)
         return np.linalg.norm(Ps[-1] - inverse) > np.linalg.norm(Ps[0] - inverse) + 1e-6
 
-    counterexample(bowls(), breaks)
+    counterexample(drawn(bowl_of)(), breaks)
 
 
-@st.composite
-def smooth_convex(draw):
+def smooth_convex(chance):
     """A convex function with its minimum, and a start."""
-    n = draw(st.integers(1, 3))
-    rng = np.random.default_rng(draw(seeds))
-    kind = draw(st.sampled_from(["quadratic", "logistic", "huber"]))
+    n, rng = chance.whole(1, 3), chance.rng
+    kind = chance.one_of("quadratic", "logistic", "huber")
     if kind == "huber":
         found = objectives.huber(n)
     elif kind == "quadratic":
@@ -167,7 +163,7 @@ def smooth_convex(draw):
         found = objectives.quadratic(B @ B.T + 0.1 * np.eye(n))
     else:
         found = objectives.logistic(rng.standard_normal((6, n)), rng.choice([-1, 1], 6), 0.1)
-    return found, rng.standard_normal((n, 1)) * draw(st.floats(0.5, 5))
+    return found, rng.standard_normal((n, 1)) * chance.number(0.5, 5)
 
 
 def online_run(found: objectives.Objective, x: np.ndarray, lr: float, rate: float, budget: float, steps: int):
@@ -195,7 +191,7 @@ def phi(found: objectives.Objective, x: np.ndarray, G: np.ndarray, P: np.ndarray
 
 
 @pytest.mark.claim("ours-linear-regret", shows="holds", by="property")
-@given(smooth_convex(), st.floats(0.05, 0.9), st.floats(0.1, 2), seeds)
+@problems(smooth_convex, number(0.05, 0.9), number(0.1, 2), any_seed)
 def test_the_regret_of_linear_p(problem, share, scale, seed) -> None:
     """Against a drawn symmetric P, on functions that are not quadratic too; steps may raise the loss."""
     found, start = problem
@@ -233,7 +229,7 @@ def test_the_regret_on_one_step_in_fractions() -> None:
 
 
 @pytest.mark.claim("ours-mirror-step", shows="holds", by="property")
-@given(gradient_pairs(), scales, st.floats(1.01, 100), seeds)
+@problems(gradient_pair, any_scale, number(1.01, 100), any_seed)
 def test_a_mirror_step_stays_definite_and_within_its_budget(pair, rate, budget, seed) -> None:
     """Whatever the gradients and the rate; without the budget, log det P moves by a tr S / 2|H|^2 exactly."""
     G, H = pair
@@ -272,7 +268,7 @@ def test_it_minimises_slope_and_entropy_within_the_budget() -> None:
 
 
 @pytest.mark.claim("ours-mirror-regret", shows="holds", by="property")
-@given(definite(max_log_condition=2.0), seeds)
+@problems(lambda chance: definite_matrix(chance, max_log_condition=2.0), any_seed)
 def test_the_entropy_is_strongly_convex_below_the_budget(drawn, seed) -> None:
     P, _, high = drawn
     rng = np.random.default_rng(seed)
@@ -284,7 +280,7 @@ def test_the_entropy_is_strongly_convex_below_the_budget(drawn, seed) -> None:
 
 
 @pytest.mark.claim("ours-mirror-regret", shows="holds", by="property")
-@given(smooth_convex(), st.floats(0.05, 0.9), st.floats(0.1, 3), st.floats(1.1, 5), seeds)
+@problems(smooth_convex, number(0.05, 0.9), number(0.1, 3), number(1.1, 5), any_seed)
 def test_the_regret_of_the_mirror_step(problem, share, reach, budget, seed) -> None:
     found, start = problem
     L, n = float(found.smoothness), len(start)
@@ -316,8 +312,8 @@ def test_what_a_mirror_step_costs_at_most() -> None:
 
 
 @pytest.mark.claim("ours-mirror-superlinear", shows="holds", by="property")
-@given(bowls(), st.floats(0.3, 3), st.floats(0.1, 1.9))
-def test_the_mirror_step_is_superlinear(bowl, reach, share) -> None:
+@problems(bowl_of, number(0.3, 3), number(0.1, 1.9), one_of(10, 60))
+def test_the_mirror_step_is_superlinear(bowl, reach, share, steps) -> None:
     """From P = I with any learning rate whose inverse Hessian the budget holds; first steps may go far up."""
     A, high, start = bowl
     values = np.linalg.eigvalsh(A)
@@ -327,7 +323,7 @@ def test_the_mirror_step_is_superlinear(bowl, reach, share) -> None:
     entropy = online.relative_entropy(np.linalg.inv(lr * A), np.eye(len(A)))
     constant = online.mirror_constant(entropy, rate, high, lr, budget)
     x, X, H, total, ratios = start, np.zeros_like(A), None, 0.0, []
-    for _ in range(60):
+    for _ in range(steps):
         G = A @ x
         if np.linalg.norm(G) <= 1e-9 * np.linalg.norm(A @ start):
             break
@@ -341,9 +337,9 @@ def test_the_mirror_step_is_superlinear(bowl, reach, share) -> None:
         x, H = after, G
     assert total <= constant * (1 + 1e-9) + 1e-9
     if ratios:
-        left, steps = sum(map(math.log, np.maximum(ratios, 1e-300))), len(ratios)
-        bound = constant / math.e + steps * math.log(max(constant, 1e-300) / steps)
-        assert left <= bound + 1e-6 * steps or constant == 0
+        left, taken = sum(map(math.log, np.maximum(ratios, 1e-300))), len(ratios)
+        bound = constant / math.e + taken * math.log(max(constant, 1e-300) / taken)
+        assert left <= bound + 1e-6 * taken or constant == 0
 
 
 @pytest.mark.claim("ours-mirror-superlinear", shows="holds", by="symbolic")
@@ -380,7 +376,7 @@ def test_it_becomes_faster_than_any_linear_rate() -> None:
 
 
 @pytest.mark.claim("ours-null-step", shows="holds", by="property")
-@given(smooth_convex(), seeds, scales)
+@problems(smooth_convex, any_seed, any_scale)
 def test_a_null_step_loses_nothing_whatever_p_is(problem, seed, size) -> None:
     """P is drawn at random, not even definite: the loss keeps gradient descent's own bound."""
     found, x = problem
@@ -427,6 +423,6 @@ def test_it_agrees_with_the_papers_hypergradient_at_the_identity() -> None:
     np.testing.assert_allclose(online.normalised_slope(G, H), paper / (2 * 0.1 * 10), rtol=1e-14)
 
 
-@given(dims)
+@pytest.mark.parametrize("m", [1, 2, 5])
 def test_the_exponential_of_zero(m: int) -> None:
     assert np.array_equal(online.exponential(np.zeros((m, m))), np.eye(m))

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from dataclasses import dataclass, replace
 from fractions import Fraction as F  # noqa: N817
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume
 
 from fop_theory import conservation, convergence, objectives, structure, unmodified
 from fop_theory.convergence import ORDERS
 from fop_theory.hypergradient import symmetric_product
 from tests.helpers import counterexample
-from tests.strategies import seeds, smooth_problems
+from tests.strategies import any_seed, drawn, number, one_of, problems, smooth_problem, whole
 
 C, U, S = sp.symbols("c u s", positive=True)
 each_order = pytest.mark.parametrize("order", ORDERS)
 
 
-class Situation(NamedTuple):
+@dataclass(frozen=True)
+class Situation:
     """A problem, a start, and settings that the theorem admits: its learning rate at the limit."""
 
     objective: objectives.Objective
@@ -33,48 +35,52 @@ class Situation(NamedTuple):
     hyper_lr: float
     share: float
 
-    @property
+    @functools.cached_property
     def gap(self) -> float:
         return self.objective.value(self.theta) - self.objective.minimum
 
-    @property
+    @functools.cached_property
     def trace(self) -> float:
         return self.identity + float((self.M * self.M).sum())
 
-    @property
+    @functools.cached_property
     def constant(self) -> float:
         return unmodified.growth_constant(self.share, self.order, self.objective.convex)
 
-    @property
+    @functools.cached_property
     def lr(self) -> float:
         return unmodified.largest_lr(
             self.trace, self.gap, self.objective.smoothness, self.hyper_lr, self.share, self.constant
         )
 
-    @property
+    @functools.cached_property
     def limit(self) -> float:
         return unmodified.trace_limit(self.trace, self.gap, self.hyper_lr, self.constant)
 
 
-@st.composite
-def situations(draw, orders=ORDERS, convex=None):
+def situation_of(orders=ORDERS, convex=None):
     """Hyper learning rates from 1e-3 to 1e4, P of any rank from 1e-4 to 1e2, beta 0 and 1, both orders."""
-    objective, theta = draw(smooth_problems().filter(lambda p: convex in (None, p[0].convex)))
-    rng = np.random.default_rng(draw(seeds))
-    M = rng.standard_normal((objective.dim, draw(st.integers(1, 4)))) * 10.0 ** draw(st.floats(-2, 1))
-    return Situation(
-        objective, theta, M, draw(st.integers(0, 1)), draw(st.sampled_from(orders)),
-        10.0 ** draw(st.floats(-3, 4)), draw(st.floats(0.02, 1)),
-    )  # fmt: skip
+
+    def situation(chance) -> Situation:
+        objective, theta = smooth_problem(chance)
+        assume(convex in (None, objective.convex))
+        M = chance.rng.standard_normal((objective.dim, chance.whole(1, 4))) * 10.0 ** chance.number(-2, 1)
+        return Situation(
+            objective, theta, M, chance.whole(0, 1), chance.one_of(*orders),
+            10.0 ** chance.number(-3, 4), chance.number(0.02, 1),
+        )  # fmt: skip
+
+    return situation
 
 
 class Pair(NamedTuple):
-    """Two steps in a row: g and h after and before, M that made the step between them, the gaps, q, the drop."""
+    """Two steps in a row: g and h after and before, M that made the step between them, where to, the gaps, q."""
 
     g: Any
     h: Any
     M: Any
-    turned: Any
+    rate: float
+    theta: Any
     before: float
     after: float
     q: float
@@ -85,29 +91,34 @@ class Pair(NamedTuple):
     def drop(self) -> float:
         return self.before - self.after
 
+    @property
+    def turned(self) -> Any:
+        """The M that the update makes of `M` out of g and h."""
+        return structure.multiplier(self.g, self.h, self.rate) @ self.M
 
-def follow(situation: Situation, steps: int = 12, lr: float | None = None) -> list[Pair]:
-    """The run, step by step; `turned` is the M that the update makes of `M` out of g and h."""
-    f, lr = situation.objective, situation.lr if lr is None else lr
-    run = list(
-        convergence.learn(
-            f.gradient, situation.theta, situation.M, situation.hyper_lr * lr, lambda t, P: lr, steps,
-            situation.order, situation.identity,
-        )
-    )  # fmt: skip
-    pairs = []
+
+def length(vector) -> float:
+    return float(np.sqrt((vector * vector).sum()))
+
+
+def follow(situation: Situation, steps: int = 12) -> list[Pair]:
+    """The run, step by step."""
+    f, lr, rate = situation.objective, situation.lr, situation.hyper_lr * situation.lr
+    run = convergence.learn(
+        f.gradient, situation.theta, situation.M, rate, lambda t, P: lr, steps, situation.order, situation.identity
+    )
+    pairs, before = [], situation.gap
     for last, now in itertools.pairwise(run):
-        gaps = [f.value(x.theta) - f.minimum for x in (last, now)]
-        h = last.gradient
+        after, h = f.value(now.theta) - f.minimum, last.gradient
         image = situation.identity * h + last.M @ (last.M.T @ h)
         # Not the difference of two thetas: far out it would lose the digits of a short step.
         q, move = float((h * image).sum()), lr * image
-        reach = float(np.linalg.norm(now.theta) + np.linalg.norm(move))
-        if min(np.linalg.norm(h), np.linalg.norm(now.gradient)) < 1e-8 * (f.smoothness * reach + f.smoothness**0.5):
+        reach = length(now.theta) + length(move)
+        if min(length(h), length(now.gradient)) < 1e-8 * (f.smoothness * reach + f.smoothness**0.5):
             break  # A gradient so small is rounding in good part.
-        rounding = 1e-13 * (abs(gaps[0] + f.minimum) + abs(f.minimum) + f.smoothness * reach**2)
-        turned = structure.multiplier(now.gradient, h, situation.hyper_lr * lr) @ last.M
-        pairs.append(Pair(now.gradient, h, last.M, turned, *gaps, q, move, rounding))
+        rounding = 1e-13 * (abs(before + f.minimum) + abs(f.minimum) + f.smoothness * reach**2)
+        pairs.append(Pair(now.gradient, h, last.M, rate, now.theta, before, after, q, move, rounding))
+        before = after
     return pairs
 
 
@@ -121,7 +132,7 @@ def squared(X) -> float:
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
 @pytest.mark.claim("ours-theorem-1b-paper-order", shows="holds", by="property")
-@given(situations())
+@problems(situation_of())
 def test_every_step_descends(situation) -> None:
     """(ii): the loss falls by at least `lr (1 - c/2) q`."""
     for pair in follow(situation):
@@ -129,7 +140,7 @@ def test_every_step_descends(situation) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
-@given(situations())
+@problems(situation_of())
 def test_the_drop_for_the_work_that_the_new_gradient_does(situation) -> None:
     """The first lemma, for both kinds of J."""
     for pair in follow(situation):
@@ -205,7 +216,7 @@ def test_the_price_of_a_step_for_other_losses() -> None:
 
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
-@given(st.floats(0.01, 1), st.floats(0, 50), st.floats(-1, 2), st.booleans())
+@problems(number(0.01, 1), number(0, 50), number(-1, 2), one_of(False, True))
 def test_the_price_of_a_step_in_numbers(c, s, u, convex) -> None:
     first, second, third = unmodified.price(c, convex)
     paid = (first + second * s + third * s**2) * unmodified.drop_given_work(u, c, convex)
@@ -213,7 +224,7 @@ def test_the_price_of_a_step_in_numbers(c, s, u, convex) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
-@given(situations())
+@problems(situation_of())
 def test_no_gradient_grows_in_the_metric_of_the_step(situation) -> None:
     """`|M^T g| <= sqrt(q)` for convex J, else (1 + c) sqrt(q): M is the one that made the step."""
     factor = 1 if situation.objective.convex else 1 + situation.share
@@ -223,7 +234,7 @@ def test_no_gradient_grows_in_the_metric_of_the_step(situation) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
-@given(situations(orders=("m-first",)))
+@problems(situation_of(("m-first",)))
 def test_what_one_update_adds_to_the_trace(situation) -> None:
     """The second lemma, and both together: at most `rho drop (A + B s + C s^2)`."""
     f, lr, rho, c = situation.objective, situation.lr, situation.hyper_lr, situation.share
@@ -263,7 +274,7 @@ def test_the_sums_telescope() -> None:
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
 @pytest.mark.claim("ours-theorem-1b-paper-order", shows="holds", by="property")
-@given(situations())
+@problems(situation_of())
 def test_the_negative_eigenvalue_of_an_update(situation) -> None:
     """`s <= |g - h|^2 / 2 <= c L lr q / 2`: what an update can take from the smallest eigenvalue."""
     f = situation.objective
@@ -307,7 +318,7 @@ def test_the_two_terms_of_algorithm_1s_order() -> None:
 
 
 @pytest.mark.claim("ours-theorem-1b-paper-order", shows="holds", by="property")
-@given(situations(orders=("paper",)))
+@problems(situation_of(("paper",)))
 def test_what_algorithm_1s_order_adds_to_the_trace(situation) -> None:
     """Each term by its own bound: the work with the step to come, and the second order."""
     f, lr, c = situation.objective, situation.lr, situation.share
@@ -327,7 +338,7 @@ def test_what_algorithm_1s_order_adds_to_the_trace(situation) -> None:
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
 @pytest.mark.claim("ours-theorem-1b-paper-order", shows="holds", by="property")
-@given(situations(), st.sampled_from([8, 40]))
+@problems(situation_of(), one_of(8, 40))
 def test_theorem_1b(situation, steps) -> None:
     """(i) the trace and (iii) the smallest eigenvalue, along the whole run; (iv) the gradients; the rates."""
     f, lr, c, K = situation.objective, situation.lr, situation.share, situation.constant
@@ -352,7 +363,7 @@ def test_theorem_1b(situation, steps) -> None:
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
 @pytest.mark.claim("ours-theorem-1b-paper-order", shows="holds", by="property")
-@given(st.integers(1, 3), seeds, st.booleans(), st.floats(-3, 4), st.floats(0.05, 1), st.sampled_from(ORDERS))
+@problems(whole(1, 3), any_seed, one_of(False, True), number(-3, 4), number(0.05, 1), one_of(*ORDERS))
 def test_theorem_1b_for_convex_losses(n, seed, quadratic, log_rho, share, order) -> None:
     """(v): the gap falls as 1 / steps. The only minimizer is 0, so its distance is known."""
     rng = np.random.default_rng(seed)
@@ -362,10 +373,7 @@ def test_theorem_1b_for_convex_losses(n, seed, quadratic, log_rho, share, order)
     pairs = follow(situation, 25)
     start = float(np.linalg.eigvalsh(situation.M @ situation.M.T)[0])
     low = unmodified.eigenvalue_floor(share, situation.constant) * start
-    run = convergence.learn(
-        f.gradient, theta, situation.M, situation.hyper_lr * situation.lr, lambda t, P: situation.lr, 25, order
-    )
-    radius = max(float(np.linalg.norm(step.theta)) for step in run)
+    radius = max(map(length, (theta, *(pair.theta for pair in pairs))))
     for steps, pair in enumerate(pairs, start=1):
         assert pair.after <= unmodified.convex_gap(steps, situation.lr, low, share, radius) * (1 + 1e-9) + pair.rounding
 
@@ -377,8 +385,8 @@ def test_the_search_finds_smaller_constants_false() -> None:
         limit = unmodified.trace_limit(situation.trace, situation.gap, situation.hyper_lr, 3.8)
         return squared(follow(situation, 150)[-1].M) > limit
 
-    drawn = situations(convex=True).map(lambda s: s._replace(share=0.1, M=s.M * 0.01, identity=0, hyper_lr=10.0))
-    counterexample(drawn, grows_more)
+    found = drawn(situation_of(convex=True))()
+    counterexample(found.map(lambda s: replace(s, share=0.1, M=s.M * 0.01, identity=0, hyper_lr=10.0)), grows_more)
 
 
 @pytest.mark.claim("ours-growth-limit", shows="holds", by="symbolic")
@@ -442,7 +450,7 @@ def test_the_diverging_states_reproduce_themselves(order) -> None:
 
 
 @pytest.mark.claim("ours-rho-gap-needed", shows="holds", by="property")
-@given(st.floats(0.5, 5), st.floats(-3, 3), st.floats(-3, 3), st.sampled_from(ORDERS))
+@problems(number(0.5, 5), number(-3, 3), number(-3, 3), one_of(*ORDERS))
 def test_states_that_are_said_to_diverge_do(z, w, w_last, order) -> None:
     state = z, w, w_last
     if unmodified.parabola_diverges(*state, order):
@@ -454,7 +462,7 @@ def test_states_that_are_said_to_diverge_do(z, w, w_last, order) -> None:
 
 
 @pytest.mark.claim("ours-stability-edge", shows="holds", by="property")
-@given(st.floats(0.05, 3.95), st.floats(-1, 1), st.floats(-1, 1), st.sampled_from(ORDERS))
+@problems(number(0.05, 3.95), number(-1, 1), number(-1, 1), one_of(*ORDERS))
 def test_states_that_are_said_to_settle_do(z, w, w_last, order) -> None:
     """Drawn around the edge of the settled states; z stays within half its distance to 0 and 2, w goes to 0."""
     reach = min(z, abs(2 - z), abs(4 - z))
@@ -490,7 +498,7 @@ def test_a_large_gap_makes_every_learning_rate_diverge(order, z) -> None:
 
 
 @pytest.mark.claim("ours-rho-gap-needed", shows="holds", by="property")
-@given(st.floats(0.001, 0.95), st.floats(1, 100), st.sampled_from(ORDERS))
+@problems(number(0.001, 0.95), number(1, 100), one_of(*ORDERS))
 def test_the_threshold_suffices(z, excess, order) -> None:
     w = float(np.sqrt(unmodified.enough_to_diverge(z, order) * excess)) * (1 + 1e-9)
     assert unmodified.parabola_fate(z, w, order, steps=5) == [-1]
@@ -498,7 +506,7 @@ def test_the_threshold_suffices(z, excess, order) -> None:
 
 @pytest.mark.claim("ours-theorem-1b", shows="holds", by="property")
 @pytest.mark.claim("ours-theorem-1b-paper-order", shows="holds", by="property")
-@given(st.floats(-3, 2.5), st.floats(0.2, 1), st.sampled_from(ORDERS))
+@problems(number(-3, 2.5), number(0.2, 1), one_of(*ORDERS))
 def test_the_theorem_never_admits_a_diverging_parabola(log_ratio, share, order) -> None:
     """The map's fate is certain at every admitted point: it converges."""
     ratio = 10.0**log_ratio  # rho gap over the first trace
