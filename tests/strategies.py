@@ -30,13 +30,16 @@ scales = st.floats(-3, 3).map(lambda exponent: 10.0**exponent)
 
 
 class Chance:
-    """Numbers from a seed; the ends of an interval are drawn on purpose, each time in twenty."""
+    """Numbers from a seed. In two of five draws a number is near an end of its interval, in one of ten at it."""
 
     def __init__(self, *seed: int) -> None:
         self.rng = np.random.default_rng(seed)
 
     def number(self, low: float, high: float) -> float:
-        share = 1.1 * self.rng.random() - 0.05
+        kind, share = self.rng.random(2).tolist()
+        if kind < 0.5:
+            near = 0.0 if kind < 0.1 else 10.0 ** (-4 * share)
+            share = near if self.rng.random() < 0.5 else 1 - near
         return min(max(low + share * (high - low), float(low)), float(high))
 
     def whole(self, low: int, high: int) -> int:
@@ -46,9 +49,9 @@ class Chance:
         return options[self.rng.integers(len(options))]
 
     def fraction(self, low: float | Fraction, high: float | Fraction) -> Fraction:
-        """Denominators up to 10,000, small ones as often as large; the ends as often as those of `number`."""
-        parts = round(10 ** self.number(0, 4))
-        share = Fraction(self.whole(0, parts), parts)
+        """Denominators up to 10,000, small ones as often as large; near the ends as often as `number`."""
+        parts = round(10 ** (4 * self.rng.random()))
+        share = Fraction(round(parts * self.number(0, 1)), parts)
         return Fraction(low) + share * (Fraction(high) - Fraction(low))
 
 
