@@ -277,19 +277,19 @@ def factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
     Raises:
         ValueError: If P is not positive definite or the step is not admissible.
     """
-    low, high, size = _admissible(low, high, size, smoothness, mu, "high")
+    low, high, size = _admissible(low, high, size, smoothness)
+    checks.finite(mu=mu)
     return 1 - mu * min(decrease(low, size, smoothness), decrease(high, size, smoothness))
 
 
-def _admissible(low: Any, high: Any, size: Any, smoothness: Any, mu: Any, reach: str) -> tuple[Any, Any, Any]:
-    """Refuse what is no spectrum of a positive definite P, and a step of more than `2 / (L reach)`."""
+def _admissible(low: Any, high: Any, size: Any, smoothness: Any) -> tuple[Any, Any, Any]:
+    """Refuse what is no spectrum of a positive definite P, and a step of more than `2 / (L high)`."""
     low = checks.scalar("low", low, low=0, strict=True)
     high = checks.scalar("high", high, low=low)
     size = checks.scalar("size", size, low=0)
-    checks.finite(smoothness=smoothness, mu=mu)
-    span = size * smoothness * (high if reach == "high" else low + high)
+    checks.scalar("smoothness", smoothness, low=0, strict=True)
     # The best step of P = b I is 1/(L b); rounding may put `2/(L b)` a unit in the last place too high.
-    checks.scalar(f"size * smoothness * {reach}", span, high=2 * (1 + 1e-12))
+    checks.scalar("size * smoothness * high", size * smoothness * high, high=2 * (1 + 1e-12))
     return low, high, size
 
 
@@ -346,7 +346,8 @@ def strongly_convex_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: 
     Raises:
         ValueError: If P is not positive definite or the step is not admissible.
     """
-    low, high, size = _admissible(low, high, size, smoothness, mu, "high")
+    low, high, size = _admissible(low, high, size, smoothness)
+    checks.finite(mu=mu)
     return max(abs(1 - size * mu * low), abs(1 - size * smoothness * high)) ** 2
 
 
@@ -367,16 +368,55 @@ def best_strongly_convex_step(low: Any, high: Any, smoothness: Any, mu: Any) -> 
     return 2 / (smoothness * high + mu * low)
 
 
-def climb_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
-    """Theorem 2F: contraction of `f - f*` in a step up to the best one, f PL, convex or not.
+def safe_climb(low: Any, high: Any, size: Any, smoothness: Any) -> Any:
+    """How far to climb from theta', by the gradient's length, and stay below f(theta): `c = min(eta m, 2/L - eta b)`.
 
-    `(1 - eta mu m)^2` for `eta L b <= 1`, else the larger of this and `1 - mu turning_point / L`. Wherever it is the
-    square, it is the worst case, and the same as under strong convexity: a quadratic attains it.
+    `|g - eta L P g| <= (1 - L c) |g|` for this c and every P with this spectrum. So all points within `c |g|` of
+    theta' lie within `|g| / L` of `theta - g / L`, and there the parabola that lies above f is at most `f(theta)`.
 
     Args:
         low: Smallest eigenvalue m of P, positive.
         high: Largest eigenvalue b of P.
-        size: Step size eta, `eta L (m + b) <= 2`.
+        size: Step size eta, `eta L b <= 2`.
+        smoothness: L.
+
+    Returns:
+        c; it is `eta m` up to the best step.
+
+    Raises:
+        ValueError: If P is not positive definite or the step is not admissible.
+    """
+    low, high, size = _admissible(low, high, size, smoothness)
+    return min(size * low, 2 / smoothness - size * high)
+
+
+def climbed(gap: Any, mu: Any, length: Any) -> Any:
+    """The least f - f* at the end of a steepest ascent of this length, by the PL inequality.
+
+    `(sqrt(gap) + sqrt(mu / 2) length)^2`: where PL holds, the root of the gap rises by `sqrt(mu / 2)` a unit of length.
+
+    Args:
+        gap: f - f* where it starts, not negative.
+        mu: PL constant, not negative.
+        length: Of the curve.
+
+    Raises:
+        ValueError: If a number is negative or not finite.
+    """
+    gap, mu = checks.scalar("gap", gap, low=0), checks.scalar("mu", mu, low=0)
+    return (root(gap) + root(mu / 2) * checks.scalar("length", length, low=0)) ** 2
+
+
+def climb_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> Any:
+    """Theorem 2F: contraction of `f - f*` in one step, f PL, convex or not: `(1 - mu c)^2`, c the `safe_climb`.
+
+    Up to the best step it is `(1 - eta mu m)^2`, the worst case, and the same as under strong convexity: a quadratic
+    attains it.
+
+    Args:
+        low: Smallest eigenvalue m of P, positive.
+        high: Largest eigenvalue b of P.
+        size: Step size eta, `eta L b <= 2`.
         smoothness: L.
         mu: PL constant.
 
@@ -384,55 +424,10 @@ def climb_factor(low: Any, high: Any, size: Any, smoothness: Any, mu: Any) -> An
         The factor.
 
     Raises:
-        ValueError: If P is not positive definite or the step is longer than the best one.
+        ValueError: If P is not positive definite or the step is not admissible.
     """
-    low, high, size = _admissible(low, high, size, smoothness, mu, "(low + high)")
-    square = (1 - size * mu * low) ** 2
-    # The best step of P = b I is 1/(L b), up to rounding.
-    if size * smoothness * high <= 1 or low == high:
-        return square
-    return max(square, 1 - mu * turning_point(low, high, size, smoothness) / smoothness)
-
-
-def turning_point(low: Any, high: Any, size: Any, smoothness: Any) -> Any:
-    """The `<p, g> / |g|^2`, p = eta L P g, from which on p may be as long as its share of g: `|p|^2 = <p, g>`.
-
-    With `alpha = eta L m`, `beta = eta L b` it is `alpha beta / (alpha + beta - 1)`, where the parabola's chord
-    `(alpha + beta) a - alpha beta` meets a.
-
-    Args:
-        low: Smallest eigenvalue m of P.
-        high: Largest eigenvalue b of P.
-        size: Step size eta, `eta L (m + b) > 1`.
-        smoothness: L.
-
-    Raises:
-        ValueError: If the step is too short to have one.
-    """
-    checks.finite(low=low, high=high, size=size, smoothness=smoothness)
-    alpha, beta = size * smoothness * low, size * smoothness * high
-    checks.scalar("size * smoothness * (low + high)", alpha + beta, low=1, strict=True)
-    return alpha * beta / (alpha + beta - 1)
-
-
-def highest_climb(gap: Any, mu: Any, size: Any) -> Any:
-    """What a climb from y reaches of `f - f* - |x - y|^2 / (2 size)`, by the PL inequality: `gap / (1 - size mu)`.
-
-    After the length l of steepest ascent `f - f*` is at least `(sqrt(gap) + sqrt(mu / 2) l)^2`; the best length is
-    `size sqrt(2 mu gap) / (1 - size mu)`.
-
-    Args:
-        gap: f - f* at y.
-        mu: PL constant.
-        size: A positive number, `size mu < 1`.
-
-    Raises:
-        ValueError: If the size is not positive or `size mu` not below 1.
-    """
-    size = checks.scalar("size", size, low=0, strict=True)
-    checks.finite(gap=gap, mu=mu)
-    checks.scalar("size * mu", size * mu, high=1, strict=True)
-    return gap / (1 - size * mu)
+    checks.finite(mu=mu)
+    return (1 - mu * safe_climb(low, high, size, smoothness)) ** 2
 
 
 def relative_curvatures(M: Any, A: Any) -> tuple[float, float]:

@@ -72,7 +72,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "algebra.identity_beside": {"A": square},
     "descent.relative_curvatures": {"A": square},
     "descent.lipschitz_radius": {"slope": 2.0},
-    "descent.climb_factor": {"size": 0.1},
+    "descent.climbed": {"length": 0.5},
 }
 #: Handed over as they are: what they hold was checked when they were made, or belongs to another library.
 OBJECTS: dict[str, Any] = {
