@@ -1,6 +1,6 @@
 # make book     build the book:  _build/html/index.html
 # make test     run every test
-# make deep     draw 10,000 examples for each property instead of 50
+# make deep     draw 10,000 examples or problems for each property instead of 50
 # make check    check the built pages (links, alt texts, formulas, offline); needs Chromium
 # make lint     style and types
 # make bench    measure what a step costs, beside torch and other packages:  book/results/benchmarks/cost.json
