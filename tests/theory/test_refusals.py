@@ -23,10 +23,10 @@ COLUMNS = (
     "theta G H F g h q v v_next A B H_before slope p d D rates mean moved grad move low_vector high_vector chances"
 )
 HALVES = "lr hyper_lr rate decay weight_decay damping tau mu low size beta1 beta2 eigenvalue rho ridge time loss gap"
-HALVES += " share limit z w w_last work momentum"
+HALVES += " share limit z w w_last work momentum chance drop squares pairs total"
 TWOS = "high smoothness squared_norm sigma condition kappa curvature variance highest degree degrees far"
-TWOS += " norm radius slope_bound"
-COUNTS = "n k step steps draws runs inputs outputs pixels columns blocks classes projections identity"
+TWOS += " norm radius slope_bound kick cap factor reach slopes trace_bound trace_now"
+COUNTS = "n k step steps entries draws runs inputs outputs pixels columns blocks classes projections identity"
 VALID: dict[str, Any] = {
     **dict.fromkeys(COLUMNS.split(), column),
     **dict.fromkeys(["P", "Q", "M", "M_now", "M_last", "X", "noise", "second_moment", "outcomes"], square),
@@ -38,6 +38,7 @@ VALID: dict[str, Any] = {
     **dict.fromkeys(["curvatures", "weights", "conditions"], (1.0, 2.0)),
     "balance": 1.0,
     "end": 0.5,
+    "lengths": (1.0, 2.0),
     "image": column,
     "decrease": 0.25,
     "candidates": (column, column),
@@ -57,6 +58,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "structure.sign_step": {"slope": square},
     "exponential": {"p": 0.5},
     "online": {"rate": 0.1},
+    "adaptive": {"M": 0.5, "x": 0.5, "slope": 0.5, "beta2": 0.9},
     "budget.mean_move": {"values": (1.0, 2.0), "chances": (0.5, 0.5)},
     "budget.batch_account": {"rates": (0.5, 0.5)},
     "noise.stationary_covariance": {"H": square, "P": np.eye(2)},
@@ -65,6 +67,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "noise.sign_noise_drift": {"rate": 0.1},
     "noise.one_dimensional_correlation": {"P": 0.5},
     "conservation.one_dimensional_loss": {"P": 0.5},
+    "stochastic": {"second_moment": 2.0, "rates": 0.5, "noise": 1.0, "slope": 0.1, "rate": 0.1, "power": 0.5},
+    "stochastic.growth_exponent": {"values": (1.0, -1.0), "chances": (0.5, 0.5)},
+    "stochastic.explosive_growth": {"slope": 1e-3, "rate": 1.0, "chance": 0.5},
+    "stochastic.log_determinant_floor": {"dot": 0.1, "product": 0.2},
+    "stochastic.work_limit": {"moved": 0.5},
     "unmodified.least_drop": {"q": 0.5},
     "sharing.precondition_kernel": {"P": np.eye(4)},
     "objectives.quadratic": {"A": square},
@@ -105,6 +112,10 @@ EXEMPT = {
     "reference.oracle_hypergradient": "takes the last step, which the oracle checked when it took it",
     "extended.learn_with_momentum": "a generator, as the next one",
     "convergence.learn": "a generator: it refuses when its first step is asked for (test_convergence)",
+    "adaptive.adam_moves": "takes a function; what it makes refuses by Adam's formulas",
+    "stochastic.learn_in_noise": "a generator, as convergence.learn",
+    "stochastic.plain": "takes a function",
+    "stochastic.squared": "an operation on checked arrays",
     "reference.precondition": "also takes the complex numbers of the complex step",
 }
 
