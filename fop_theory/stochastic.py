@@ -296,7 +296,7 @@ def slopes_until(gap: Any, smoothness: Any, second_moment: Any, limit: Any, squa
 
 
 # ---------------------------------------------------------------------------------------
-# Constant rho, M first
+# Constant rho
 
 
 def work_limit(drop: Any, moved: Any, smoothness: Any) -> Any:
@@ -315,11 +315,20 @@ def work_limit(drop: Any, moved: Any, smoothness: Any) -> Any:
 
 
 def trace_in_mean(
-    trace: Any, gap: Any, smoothness: Any, hyper_lr: Any, second_moment: Any, identity: int, squares: Any
+    trace: Any,
+    gap: Any,
+    smoothness: Any,
+    hyper_lr: Any,
+    second_moment: Any,
+    identity: int,
+    squares: Any,
+    order: Order,
 ) -> Any:
-    """Bound on `E [T_t + 4 rho (J(theta_t) - inf J)]` with shortened steps: `T_0 + 4 rho gap + C sum e^2`.
+    """Bound on `E [T + 4 rho (J(theta_t) - inf J)]` with shortened steps: `T_0 + 4 rho gap + C sum e^2`.
 
-    `C = 2 rho L T_0 (T_0 + 2 identity) G^2 + 4 rho^2 (T_0 + c identity) G^4`, c = SCALED.
+    M first, `C = 2 rho L T_0 (T_0 + 2 identity) G^2 + 4 rho^2 (T_0 + c identity) G^4`, c = SCALED; T is that of step t.
+    Algorithm 1's order, `C = 2 rho L T_0 (3 T_0 + 2 identity) G^2 + 4 rho^2 (1 + c) T_0 G^4`, c = SHORTENED; T is that
+    of step t + 1, and no e exceeds the one before.
 
     Args:
         trace: T_0.
@@ -328,22 +337,28 @@ def trace_in_mean(
         hyper_lr: The paper's rho.
         second_moment: G^2.
         identity: 0 for `P = M M^T`, 1 for `P = I + M M^T`.
-        squares: Sum of all e^2.
+        squares: Sum of all e^2 of the steps that M has seen.
+        order: `"m-first"` or `"paper"`.
 
     Raises:
-        ValueError: If a number is not finite.
+        ValueError: If a number is not finite or the order is unknown.
     """
     checks.finite(trace=trace, gap=gap, smoothness=smoothness, hyper_lr=hyper_lr, second_moment=second_moment)
     checks.finite(identity=identity, squares=squares)
-    curved = 2 * hyper_lr * smoothness * trace * (trace + 2 * identity) * second_moment
-    square = 4 * hyper_lr**2 * (trace + (SCALED * identity if identity else 0)) * second_moment**2
+    late = check_order(order) == "paper"
+    # What has seen the last gradient: M first, the length beside the identity; else, the whole shortened P.
+    seen = SHORTENED * trace if late else SCALED if identity else 0
+    curved = 2 * hyper_lr * smoothness * trace * ((3 if late else 1) * trace + 2 * identity) * second_moment
+    square = 4 * hyper_lr**2 * (trace + seen) * second_moment**2
     return trace + 4 * hyper_lr * gap + (curved + square) * squares
 
 
-def slopes_in_mean(gap: Any, smoothness: Any, hyper_lr: Any, second_moment: Any, trace: Any, squares: Any) -> Any:
-    """Bound on `E sum e min(1, T_0/T) grad J^T P grad J`, P and T before the update: shortened steps, M first.
+def slopes_in_mean(
+    gap: Any, smoothness: Any, hyper_lr: Any, second_moment: Any, trace: Any, squares: Any, order: Order
+) -> Any:
+    """Bound on `E sum e min(1, T_0/T) grad J^T P grad J` with shortened steps, P and T from before the batch was seen.
 
-    `gap + T_0 G^2 (L T_0 / 2 + c rho G^2) sum e^2`, c = SHORTENED.
+    `gap + T_0 G^2 (L T_0 / 2 + c rho G^2) sum e^2`, c = SHORTENED for M first; 0 for Algorithm 1's order.
 
     Args:
         gap: J(theta_0) - inf J.
@@ -352,13 +367,15 @@ def slopes_in_mean(gap: Any, smoothness: Any, hyper_lr: Any, second_moment: Any,
         second_moment: G^2.
         trace: T_0.
         squares: Sum of all e^2.
+        order: `"m-first"` or `"paper"`.
 
     Raises:
-        ValueError: If a number is not finite.
+        ValueError: If a number is not finite or the order is unknown.
     """
     checks.finite(gap=gap, smoothness=smoothness, hyper_lr=hyper_lr, second_moment=second_moment)
     checks.finite(trace=trace, squares=squares)
-    return gap + trace * second_moment * (smoothness * trace / 2 + SHORTENED * hyper_lr * second_moment) * squares
+    seen = SHORTENED * hyper_lr * second_moment if check_order(order) == "m-first" else 0
+    return gap + trace * second_moment * (smoothness * trace / 2 + seen) * squares
 
 
 def mean_slope(slopes: Any, trace_bound: Any, trace: Any, lr: Any, steps: Any) -> Any:

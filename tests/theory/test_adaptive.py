@@ -109,9 +109,9 @@ def test_m_does_not_see_the_scale_of_the_loss(order, identity) -> None:
 def test_the_run_up_on_a_line(size, scale, steepness) -> None:
     """M from FOP's own run on lines of any slope is the same, and grows at least as fast as stated."""
     M, eta, slope = 10.0**size, 10.0 ** (size + scale), 10.0**steepness
-    factors = adaptive.run_up(M, eta, 40)
+    factors = adaptive.run_up(M, eta, 20)
     run = stochastic.learn_in_noise(
-        lambda x: 0 * x + slope, np.zeros((41, 1, 1, 1)), np.zeros((1, 1)), np.array([[M]]), constant(0.1),
+        lambda x: 0 * x + slope, np.zeros((21, 1, 1, 1)), np.zeros((1, 1)), np.array([[M]]), constant(0.1),
         adaptive.adam_moves(lambda t: eta), "m-first",
     )  # fmt: skip
     assert np.allclose([step.M.item() for step in run], factors, rtol=1e-9)
@@ -280,7 +280,7 @@ def test_runs_of_theorem_1e() -> None:
 def test_a_constant_rate_with_shortened_steps(eta) -> None:
     """Forty drawn quadratics, without noise: the slopes still fall late in the run. It decides nothing."""
     rng = np.random.default_rng(8)
-    steps, runs, n = 900, 40, 3
+    steps, runs, n = 600, 40, 3
     turned = np.linalg.qr(rng.standard_normal((runs, n, n)))[0]
     curvatures = 10.0 ** rng.uniform(-1, 0, (runs, n, 1))
     H = (turned * curvatures.mT) @ turned.mT

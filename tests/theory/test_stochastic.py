@@ -258,6 +258,8 @@ def test_how_much_an_update_changes(update, identity, scale) -> None:
     assert abs(short[1] - short[0]) <= stochastic.SCALED * u + rounding
     scaled = np.linalg.norm(short[1] * after - short[0] * before, 2)
     assert scaled <= (stochastic.SHORTENED * u + rounding) * first
+    learned = np.linalg.norm(short[1] * turned @ turned.T - short[0] * M @ M.T, 2)  # without the identity
+    assert learned <= (stochastic.SHORTENED * u + rounding) * first
     if u <= 0.25:
         log = np.linalg.slogdet(multiplier(g, h, a))
         assert log[0] > 0
@@ -348,7 +350,7 @@ def settle(order, identity, rho, lrs, theta, M, sizes, shorten=False, limit=None
     return found
 
 
-RATES = [F(1, 4), F(1, 5), F(1, 2), F(1, 8), F(1, 3), F(1, 3)]
+RATES = [F(1, 4), F(1, 5), F(1, 2), F(1, 3), F(1, 3)]
 
 
 @pytest.mark.claim("ours-theorem-1c", shows="holds", by="exact")
@@ -356,7 +358,7 @@ RATES = [F(1, 4), F(1, 5), F(1, 2), F(1, 8), F(1, 3), F(1, 3)]
 @each_form
 @pytest.mark.parametrize("rho", [F(1, 50), F(1, 2)])
 def test_the_slopes_until_p_is_large(order, identity, rho) -> None:
-    """All sequences of six coins: slopes, and the loss that is left, of the runs that keep to the limit."""
+    """All sequences of five coins: slopes, and the loss that is left, of the runs that keep to the limit."""
     M, limit = fractions([[1, F(1, 2)]]), F(5, 2)
     for met in settle(order, identity, rho, RATES, column(2), M, [F(1)], limit=limit):
         pairs = float(met.pairs) if order == "m-first" else 0.0
@@ -437,6 +439,7 @@ def test_work_on_a_smooth_loss(problem, seed, scale) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="exact")
+@each_order
 @each_form
 @pytest.mark.parametrize("rho", [F(1, 100), F(1, 2), F(4)])
 @pytest.mark.parametrize(("theta", "M", "sizes"), [
@@ -444,16 +447,20 @@ def test_work_on_a_smooth_loss(problem, seed, scale) -> None:
     (column(0), fractions([[1]]), [F(3)]),
     (column(2, F(1, 2)), fractions([[1, 0], [F(1, 2), 1]]), [F(1), F(1, 2)]),
 ])  # fmt: skip
-def test_the_account_in_noise(identity, rho, theta, M, sizes) -> None:
-    """All sequences of coins, six of one and three of two coordinates: the trace with the loss, and the slopes."""
+def test_the_account_in_noise(order, identity, rho, theta, M, sizes) -> None:
+    """All sequences of coins, five of one and three of two coordinates: the trace with the loss, and the slopes."""
     trace, gap = identity + (M * M).sum(), huber_value(theta[None]).item()
-    lrs = RATES if len(theta) == 1 else RATES[:3]
-    for met in settle("m-first", identity, rho, lrs, theta, M, sizes, shorten=True):
-        G = met.second_moment
-        bound = stochastic.trace_in_mean(trace, gap, 1, rho, G, identity, met.squares)
-        assert met.trace + 4 * rho * met.gap <= bound
-        slopes = stochastic.slopes_in_mean(float(gap), 1, float(rho), float(G), float(trace), float(met.squares))
+    lrs = RATES if order == "m-first" else sorted(RATES, reverse=True)
+    found = settle(order, identity, rho, lrs if len(theta) == 1 else lrs[:3], theta, M, sizes, shorten=True)
+    for met in found:
+        G, squares = float(met.second_moment), float(met.squares)
+        slopes = stochastic.slopes_in_mean(float(gap), 1, float(rho), G, float(trace), squares, order)
         assert float(met.slopes + met.left) <= slopes * (1 + 1e-12)
+    # Algorithm 1's order updates after the step: the trace of the next step goes with the loss of this one.
+    for met, later in zip(found, found if order == "m-first" else found[1:], strict=False):
+        G, squares = later.second_moment, later.squares
+        bound = stochastic.trace_in_mean(trace, gap, 1, rho, G, identity, squares, order)
+        assert later.trace + 4 * rho * met.gap <= bound
 
 
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="exact")
@@ -468,20 +475,21 @@ def test_the_account_is_attained() -> None:
             )
         )  # fmt: skip
         grown = np.mean(stochastic.squared(run[1].M)) + 4 * rho * np.mean(bend * run[1].theta ** 2 / 2) - F(9, 4)
-        bound = stochastic.trace_in_mean(F(9, 4), 0, abs(bend), rho, s * s, 0, lr**2) - F(9, 4)
+        bound = stochastic.trace_in_mean(F(9, 4), 0, abs(bend), rho, s * s, 0, lr**2, "m-first") - F(9, 4)
         # With a curvature, the slope after the step is not zero: its square is of order lr^2.
         assert grown == bound if bend == 0 else F(999, 1000) * bound < grown < F(1001, 1000) * bound
-    one = settle("m-first", 0, F(0), [lr, lr], column(0), column(F(3, 2)), [s], shorten=True)[1]
-    bound = stochastic.slopes_in_mean(0.0, 1, 0.0, float(s * s), 2.25, float(lr) ** 2)
-    assert float(one.slopes + one.left) == pytest.approx(bound, rel=1e-12)
+    for order in ORDERS:
+        one = settle(order, 0, F(0), [lr, lr], column(0), column(F(3, 2)), [s], shorten=True)[1]
+        bound = stochastic.slopes_in_mean(0.0, 1, 0.0, float(s * s), 2.25, float(lr) ** 2, order)
+        assert float(one.slopes + one.left) == pytest.approx(bound, rel=1e-12)
     assert stochastic.shortened(lr, F(9), F(3)) == lr / 3
     assert stochastic.shortened(lr, F(3), F(9)) == lr
 
 
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="numeric")
+@each_order
 @each_case
-@pytest.mark.parametrize("rho", [0.02, 0.5])
-def test_runs_of_theorem_1d(plane, identity, rho) -> None:
+def test_runs_of_theorem_1d(order, plane, identity, rho=0.3) -> None:
     """Steps shortened by the trace, rho constant: the mean trace at all times, and the slope at the end."""
     steps, runs, start = 1_000, 40, np.array([[3.0], [-1.0]])
     noise = np.random.default_rng(4).standard_normal((steps, runs, 2, 1)) / 2
@@ -490,13 +498,13 @@ def test_runs_of_theorem_1d(plane, identity, rho) -> None:
     slopes, traces = [], []
     for step in stochastic.learn_in_noise(
         plane.slope, noise, start, np.eye(2), lambda t, T: stochastic.shortened(lrs[t], T, trace),
-        stochastic.plain(lambda t: rho), "m-first", identity,
+        stochastic.plain(lambda t: rho), order, identity,
     ):  # fmt: skip
         slopes.append(norms(step.slope))
         traces.append(identity + stochastic.squared(step.M).ravel())
     G = plane.steepest**2 + 0.5
     squares = np.concatenate([[0], np.cumsum(lrs**2)[:-1]])
-    bound = stochastic.trace_in_mean(trace, gap, plane.smoothness, rho, G, identity, squares)
+    bound = stochastic.trace_in_mean(trace, gap, plane.smoothness, rho, G, identity, squares, order)
     means = np.mean(traces, axis=1)
     assert (means <= bound * (1 + 1e-12)).all()
     assert means.max() > 1.01 * trace  # P did learn
@@ -505,8 +513,9 @@ def test_runs_of_theorem_1d(plane, identity, rho) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="numeric")
+@each_order
 @pytest.mark.parametrize("steps", [4, 64, 1024])
-def test_the_slope_in_the_mean_over_a_horizon(steps) -> None:
+def test_the_slope_in_the_mean_over_a_horizon(steps, order) -> None:
     """P = I + M M^T and one learning rate for all steps, over the root of their number."""
     plane, start, rho, runs = PLANES["Huber"], np.array([[3.0], [-1.0]]), 0.05, 40
     noise = np.random.default_rng(5).standard_normal((steps, runs, 2, 1)) / 2
@@ -514,11 +523,11 @@ def test_the_slope_in_the_mean_over_a_horizon(steps) -> None:
     lr = 0.3 / steps**0.5
     run = stochastic.learn_in_noise(
         plane.slope, noise, start, np.eye(2), lambda t, T: stochastic.shortened(lr, T, trace),
-        stochastic.plain(lambda t: rho), "m-first", 1,
+        stochastic.plain(lambda t: rho), order, 1,
     )  # fmt: skip
     found = np.mean([norms(step.slope).mean() ** 2 for step in run])
-    slopes = stochastic.slopes_in_mean(gap, plane.smoothness, rho, G, trace, steps * lr**2)
-    high = stochastic.trace_in_mean(trace, gap, plane.smoothness, rho, G, 1, steps * lr**2)
+    slopes = stochastic.slopes_in_mean(gap, plane.smoothness, rho, G, trace, steps * lr**2, order)
+    high = stochastic.trace_in_mean(trace, gap, plane.smoothness, rho, G, 1, steps * lr**2, order)
     bound = stochastic.mean_slope(slopes, high, trace, lr, steps)
     assert found <= bound
     assert bound == pytest.approx((1 + high / trace) * slopes / 0.3 / steps**0.5)
@@ -528,7 +537,7 @@ def test_the_slope_in_the_mean_over_a_horizon(steps) -> None:
 @each_form
 @pytest.mark.parametrize("rho", [F(1, 100), F(1, 10), F(1)])
 def test_the_chance_of_a_large_trace(identity, rho) -> None:
-    """All sequences of six coins, no step shortened: how many ever reach B, for many B."""
+    """All sequences of five coins, no step shortened: how many ever reach B, for many B."""
     theta, M = column(3), fractions([[1, F(1, 2)]])
     trace = identity + F(5, 4)
     met = settle("m-first", identity, rho, [lr / 8 for lr in RATES], theta, M, [F(1)])
