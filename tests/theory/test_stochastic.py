@@ -489,9 +489,9 @@ def test_the_account_is_attained() -> None:
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="numeric")
 @each_order
 @each_case
-def test_runs_of_theorem_1d(order, plane, identity, rho=0.3) -> None:
+def test_runs_of_theorem_1d(order, plane, identity) -> None:
     """Steps shortened by the trace, rho constant: the mean trace at all times, and the slope at the end."""
-    steps, runs, start = 1_000, 40, np.array([[3.0], [-1.0]])
+    steps, runs, rho, start = 1_000, 40, 0.3, np.array([[3.0], [-1.0]])
     noise = np.random.default_rng(4).standard_normal((steps, runs, 2, 1)) / 2
     trace, gap = identity + 2.0, plane.value(start[None]).item()
     lrs = falling(steps, 0.6) / trace
