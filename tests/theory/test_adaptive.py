@@ -8,13 +8,11 @@ from fractions import Fraction as F  # noqa: N817
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fop_theory import adam, adaptive, stochastic
 from fop_theory.convergence import ORDERS
 from tests.helpers import fractions
-from tests.strategies import seeds, smooth_problems
+from tests.strategies import any_seed, number, one_of, problems, smooth_problem, whole
 from tests.theory.test_stochastic import PLANES, coins, constant, huber_slope, huber_value, norms
 
 each_order = pytest.mark.parametrize("order", ORDERS)
@@ -42,7 +40,7 @@ def test_the_reach_is_attained_and_rises(beta1, beta2) -> None:
 
 
 @pytest.mark.claim("ours-adam-reach", shows="holds", by="property")
-@given(seeds, st.integers(1, 60), st.floats(0, 6), st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.booleans())
+@problems(any_seed, whole(1, 60), number(0, 6), number(0.05, 0.95), number(0.05, 0.95), one_of(False, True))
 def test_no_sequence_reaches_further(seed, steps, spread, beta1, fraction, usual) -> None:
     """Inputs of any sign over many decades; the usual betas or others."""
     beta2 = beta1**2 + (1 - beta1**2) * fraction
@@ -105,7 +103,7 @@ def test_m_does_not_see_the_scale_of_the_loss(order, identity) -> None:
 
 
 @pytest.mark.claim("ours-adam-no-bound", shows="holds", by="property")
-@given(st.floats(-3, 3), st.floats(-3, 1), st.floats(-6, 6))
+@problems(number(-3, 3), number(-3, 1), number(-6, 6))
 def test_the_run_up_on_a_line(size, scale, steepness) -> None:
     """M from FOP's own run on lines of any slope is the same, and grows at least as fast as stated."""
     M, eta, slope = 10.0**size, 10.0 ** (size + scale), 10.0**steepness
@@ -174,7 +172,7 @@ def any_moves(rng: np.random.Generator, sizes: np.ndarray):
 
 
 @pytest.mark.claim("ours-theorem-1e", shows="holds", by="property")
-@given(smooth_problems(), seeds, st.floats(-2, 2), st.floats(0.05, 1), st.sampled_from(ORDERS), st.booleans())
+@problems(smooth_problem, any_seed, number(-2, 2), number(0.05, 1), one_of(*ORDERS), one_of(False, True))
 def test_theorem_1e_without_noise(problem, seed, scale, share, order, with_adam) -> None:
     """Adam's moves, or any others of the same size: |P|, the slopes' sum, and the loss that never rises."""
     f, theta = problem

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fop_theory import convergence, stochastic
 from fop_theory.convergence import ORDERS
 from fop_theory.structure import multiplier
 from tests.helpers import column, fractions, interval
-from tests.strategies import factors, gradient_pairs, seeds, smooth_problems
+from tests.strategies import any_seed, factor, gradient_pair, number, one_of, problems, smooth_problem
 
 each_order = pytest.mark.parametrize("order", ORDERS)
 each_form = pytest.mark.parametrize("identity", [0, 1])
@@ -50,8 +48,7 @@ def norms(X: Any) -> np.ndarray:
     return np.linalg.norm(np.asarray(X, dtype=float), 2, axis=(1, 2))
 
 
-@each_order
-@given(smooth_problems(), seeds)
+@problems(one_of(*ORDERS), smooth_problem, any_seed)
 def test_without_noise_the_batch_is_the_single_run(order, problem, seed) -> None:
     """One run of many is what `convergence.learn` does, in both orders."""
     f, theta = problem
@@ -154,7 +151,7 @@ def test_runs_that_stop_on_the_slope(order) -> None:
 
 
 @pytest.mark.claim("ours-noise-explodes", shows="holds", by="property")
-@given(st.floats(-3, 3), st.floats(0.05, 0.5), seeds)
+@problems(number(-3, 3), number(0.05, 0.5), any_seed)
 def test_what_an_update_multiplies_m_by_at_the_least(scale, chance, seed) -> None:
     """Two kicks in a row, of equal or of opposite sign, and all other pairs: each logarithm of the bound."""
     rng = np.random.default_rng(seed)
@@ -231,18 +228,17 @@ def test_the_least_constant_per_product() -> None:
         assert found == pytest.approx(expected, rel=1e-12)
 
 
-@st.composite
-def updates(draw):
+def updates(chance):
     """M, a, g, h, and M after the update: products a |g| |h| from tiny to huge."""
-    g, h = draw(gradient_pairs(max_columns=1))
-    M = draw(factors(len(g)))
-    a = 10.0 ** draw(st.floats(-3, 1)) / max(np.linalg.norm(g) * np.linalg.norm(h), 1e-300)
+    g, h = gradient_pair(chance, max_columns=1)
+    M = factor(chance, len(g))
+    a = 10.0 ** chance.number(-3, 1) / max(np.linalg.norm(g) * np.linalg.norm(h), 1e-300)
     return M, a, g, h, multiplier(g, h, a) @ M
 
 
 @pytest.mark.claim("ours-theorem-1c", shows="holds", by="property")
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="property")
-@given(updates(), st.integers(0, 1), st.floats(-1, 1))
+@problems(updates, one_of(0, 1), number(-1, 1))
 def test_how_much_an_update_changes(update, identity, scale) -> None:
     """P, |M|, T, the factor that shortens, P times that factor, the determinant: all against u = a |g| |h|."""
     M, a, g, h, turned = update
@@ -425,7 +421,7 @@ def test_runs_of_theorem_1c(order, plane, identity) -> None:
 
 
 @pytest.mark.claim("ours-theorem-1d", shows="holds", by="property")
-@given(smooth_problems(), seeds, st.floats(-2, 1))
+@problems(smooth_problem, any_seed, number(-2, 1))
 def test_work_on_a_smooth_loss(problem, seed, scale) -> None:
     """For any two points of any smooth loss, convex or not."""
     f, theta = problem
