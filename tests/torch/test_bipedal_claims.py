@@ -175,13 +175,15 @@ def judged(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return judge
 
 
-def test_what_is_recorded_is_whole_and_of_one_code_and_one_walker() -> None:
+def test_what_is_recorded_is_whole_and_of_one_code_and_a_terrain_s_of_one_walker() -> None:
     found = records("bipedal")
     if not found:
         pytest.skip("no run on the walker is recorded")
     there = {record.key for record in found}
     whole("bipedal", [config for config in runs("laptop", found) if run_key("bipedal", config) in there], found)
-    alike(found)
+    for terrain in {record.config["terrain"] for record in found}:
+        alike(record for record in found if record.config["terrain"] == terrain)
+    assert len({record.facts["code_digest"] for record in found}) == 1
 
 
 # A row is judged by a mark here, `@pytest.mark.claim("fig-4", shows=…, by="experiment")`, and by what it expects.
