@@ -13,7 +13,7 @@ from fop_theory import adam, adaptive, stochastic
 from fop_theory.convergence import ORDERS
 from tests.helpers import fractions
 from tests.strategies import any_seed, number, one_of, problems, smooth_problem, whole
-from tests.theory.test_stochastic import PLANES, coins, constant, huber_slope, huber_value, norms
+from tests.theory.test_stochastic import PLANES, below, coins, constant, huber_slope, huber_value, norms, tree
 
 each_order = pytest.mark.parametrize("order", ORDERS)
 
@@ -292,3 +292,25 @@ def test_a_constant_rate_with_shortened_steps(eta) -> None:
     ]  # fmt: skip
     least = np.minimum.accumulate(slopes, axis=0)
     assert (least[-1] < 0.9 * least[steps // 3]).all()
+
+
+@pytest.mark.claim("ours-theorem-1e", shows="holds", by="property")
+@problems(tree, number(-3, 0))
+def test_no_history_breaks_theorem_1e(tree, scale) -> None:
+    """Adam on M, noise that depends on all that was before, rates as long as the theorem allows."""
+    tree = tree._replace(order="paper", identity=1)
+    f, eta = tree.plane, 10.0**scale
+    reach = float(adaptive.squared_reach_limit()) ** 0.5
+    # In Algorithm 1's order the first update comes after the second step.
+    high = [
+        adaptive.high_limit(np.linalg.norm(tree.M), tree.M.size, reach, eta * max(t - 1, 0), 1)
+        for t in range(len(tree.lrs))
+    ]
+    lrs, total, squares = [1 / (f.smoothness * bound) for bound in high], 0.0, 0.0
+    variance = float(stochastic.squared(tree.noise.reshape(-1, *tree.theta.shape)).max())
+    for t, (step, *_) in enumerate(tree.run(lambda t, T: lrs[t], adaptive.adam_moves(lambda t: eta, 1e-300))):
+        left = float(f.value(step.theta).mean())
+        assert below(total + 2 * left, adaptive.weighted_slopes_in_noise(tree.gap, f.smoothness, variance, squares))
+        assert (1 + norms(step.M) ** 2 <= high[t] * (1 + 1e-9)).all()
+        total += lrs[t] * float(stochastic.squared(step.slope).mean())
+        squares += (lrs[t] * high[t]) ** 2

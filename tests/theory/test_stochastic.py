@@ -322,7 +322,7 @@ def settle(order, identity, rho, lrs, theta, M, sizes, shorten=False, limit=None
     """Huber's loss and coins, in fractions, before each step.
 
     `slopes` sums `epsilon grad J^T P grad J`; M first takes P and the factor that shortens from before the update.
-    With a limit, a run counts while its trace has not exceeded that.
+    With a limit, a run counts while no P that made a step, nor the one that the sum takes, has exceeded that.
     """
     start = identity + (M * M).sum()
     length = lambda t, T: stochastic.shortened(lrs[t], T, start) if shorten else lrs[t] + 0 * T  # noqa: E731
@@ -337,12 +337,11 @@ def settle(order, identity, rho, lrs, theta, M, sizes, shorten=False, limit=None
         highest = np.maximum(highest, T := identity + stochastic.squared(step.M))
         gap = huber_value(step.theta)
         found.append(Met(squares, pairs, np.mean(T), np.mean(gap), highest, np.mean(total), np.mean(on * gap), G))
-        used = step.M if order == "paper" else used
-        T = identity + stochastic.squared(used)
-        on = on if limit is None else on * (limit >= T)
+        kept = on if limit is None else on * (limit >= T)
+        used, on = (step.M, kept) if order == "paper" else (used, on)
         work = identity * stochastic.squared(step.slope) + stochastic.squared(used.mT @ step.slope)
-        total = total + on * length(t, T) * work
-        used, squares, pairs = step.M, squares + lrs[t] ** 2, pairs + (rho * lrs[t] * lrs[t - 1] if t else 0)
+        total = total + on * length(t, identity + stochastic.squared(used)) * work
+        used, on, squares, pairs = step.M, kept, squares + lrs[t] ** 2, pairs + (rho * lrs[t] * lrs[t - 1] if t else 0)
     return found
 
 
@@ -577,3 +576,129 @@ def test_runs_that_keep_their_trace(identity) -> None:
     )
     highest = np.max([identity + stochastic.squared(step.M).ravel() for step in run], axis=0)
     assert (highest >= limit).mean() <= chance
+
+
+# ---------------------------------------------------------------------------------------
+# Noise whose size depends on all that was before
+
+
+class Tree(NamedTuple):
+    """A loss, a start and settings, and all histories of a coin whose size and direction each history decides."""
+
+    plane: Plane
+    noise: np.ndarray
+    theta: np.ndarray
+    M: np.ndarray
+    order: Any
+    identity: int
+    hyper_lr: float
+    lrs: np.ndarray
+
+    @property
+    def trace(self) -> float:
+        return self.identity + float((self.M * self.M).sum())
+
+    @property
+    def gap(self) -> float:
+        return float(self.plane.value(self.theta[None]).item())
+
+    def run(self, length, move=None) -> list[tuple[stochastic.NoisyStep, float, float]]:
+        """Each step, G^2 of the points met so far, and the sum of the squares of the rates before it."""
+        move = stochastic.plain(lambda t: self.hyper_lr) if move is None else move
+        run = stochastic.learn_in_noise(
+            self.plane.slope, self.noise, self.theta, self.M, length, move, self.order, self.identity
+        )
+        found, G, squares = [], 0.0, 0.0
+        for step, xi, lr in zip(run, self.noise, self.lrs, strict=True):
+            # A coin has the square of its size for a variance, and a history knows the size.
+            G = max(G, float((stochastic.squared(step.slope) + stochastic.squared(xi)).max()))
+            found.append((step, G, squares))
+            squares += lr**2
+        return found
+
+
+def tree(chance) -> Tree:
+    """Losses with bounded slopes, two to four coins, sizes and rates over decades, and kicks that often stay out."""
+    rng, n, steps = chance.rng, chance.whole(1, 2), chance.whole(2, 4)
+    A = rng.standard_normal((n, n)) * 10.0 ** chance.number(-1, 1)
+    wave = chance.one_of(
+        (huber_slope, huber_value),
+        # 1 - cos y and 1 + cos y, with all of their digits.
+        (np.sin, lambda y: 2 * (np.sin(y / 2) ** 2).sum(1, keepdims=True)),
+        (lambda y: -np.sin(y), lambda y: 2 * (np.cos(y / 2) ** 2).sum(1, keepdims=True)),
+    )
+    L = float(np.linalg.norm(A, 2)) ** 2
+    plane = Plane(lambda x: A.T @ wave[0](A @ x), lambda x: wave[1](A @ x), L, n**0.5 * L**0.5)
+    size, runs = 10.0 ** chance.number(-2, 2), np.arange(2**steps)
+    noise = np.zeros((steps, 2**steps, n, 1))
+    for t in range(steps):
+        past = runs >> (steps - t)
+        sizes = size * rng.standard_normal((2**t, n, 1)) * (rng.random((2**t, 1, 1)) < 0.7)
+        noise[t] = sizes[past] * (2.0 * (runs >> (steps - t - 1) & 1) - 1)[:, None, None]
+    M = rng.standard_normal((n, chance.whole(1, 2))) * 10.0 ** chance.number(-1, 1)
+    identity, order = chance.one_of(0, 1), chance.one_of(*ORDERS)
+    lrs = 10.0 ** chance.number(-3, 0.5) / (L * (identity + float((M * M).sum()))) * np.sort(rng.random(steps))[::-1]
+    theta = rng.standard_normal((n, 1)) * 10.0 ** chance.number(-2, 1) / L**0.5
+    return Tree(plane, noise, theta, M, order, identity, 10.0 ** chance.number(-3, 1) / (size**2 * lrs[0]), lrs)
+
+
+def below(found: float, bound: float, *sizes: float) -> bool:
+    """At most the bound, but for rounding in numbers of these sizes."""
+    return found <= bound + 1e-10 * (abs(bound) + sum(map(abs, sizes)))
+
+
+@pytest.mark.claim("ours-theorem-1d", shows="holds", by="property")
+@problems(tree)
+def test_no_history_breaks_theorem_1d(tree) -> None:
+    """The trace with the loss, and the slopes, in the mean over all histories."""
+    f, T0, rho, order, identity = tree.plane, tree.trace, tree.hyper_lr, tree.order, tree.identity
+    total, used, last = 0.0, np.broadcast_to(tree.M, (tree.noise.shape[1], *tree.M.shape)), tree.gap
+    for t, (step, G, squares) in enumerate(tree.run(lambda t, T: stochastic.shortened(tree.lrs[t], T, T0))):
+        gap = float(f.value(step.theta).mean())
+        found = identity + float(stochastic.squared(step.M).mean()) + 4 * rho * (gap if order == "m-first" else last)
+        assert below(found, stochastic.trace_in_mean(T0, tree.gap, f.smoothness, rho, G, identity, squares, order))
+        assert below(total + gap, stochastic.slopes_in_mean(tree.gap, f.smoothness, rho, G, T0, squares, order))
+        used, last = step.M if order == "paper" else used, gap
+        lr = stochastic.shortened(tree.lrs[t], identity + stochastic.squared(used), T0)
+        work = identity * stochastic.squared(step.slope) + stochastic.squared(used.mT @ step.slope)
+        total, used = total + float((lr * work).mean()), step.M
+
+
+@pytest.mark.claim("ours-theorem-1d-as-is", shows="holds", by="property")
+@problems(tree)
+def test_no_history_breaks_the_chance(tree) -> None:
+    """Every trace that some history reaches is a B to try."""
+    tree = tree._replace(order="m-first")
+    highest = np.full((tree.noise.shape[1], 1, 1), tree.trace)
+    for step, G, squares in tree.run(lambda t, T: tree.lrs[t] + 0 * T):
+        highest = np.maximum(highest, tree.identity + stochastic.squared(step.M))
+        for limit in np.unique(highest):
+            chance = stochastic.overshoot_chance(
+                limit, tree.trace, tree.gap, tree.plane.smoothness, tree.hyper_lr, G, tree.identity, squares
+            )
+            assert (highest >= limit).mean() <= chance * (1 + 1e-9)
+
+
+@pytest.mark.claim("ours-theorem-1c", shows="holds", by="property")
+@problems(tree, number(0, 2))
+def test_no_history_breaks_theorem_1c(tree, scale) -> None:
+    """The slopes until P exceeds a limit, and the mean of the largest `log |M|`."""
+    limit, rates, pairs, total, on = tree.trace * 10.0**scale, 0.0, 0.0, 0.0, 1.0
+    used = np.broadcast_to(tree.M, (tree.noise.shape[1], *tree.M.shape))
+    logs = np.zeros(len(used))
+    for t, (step, G, squares) in enumerate(tree.run(lambda t, T: tree.lrs[t] + 0 * T)):
+        with np.errstate(divide="ignore"):
+            logs = np.maximum(logs, np.log(norms(step.M) / np.linalg.norm(tree.M, 2)))
+        assert below(float(logs.mean()), stochastic.log_norm_in_mean(G, rates), 1.0)
+        left = float((on * tree.plane.value(step.theta).ravel()).mean())
+        seen = pairs if tree.order == "m-first" else 0.0
+        bound = stochastic.slopes_until(tree.gap, tree.plane.smoothness, G, limit, squares, seen)
+        assert below(total + left, bound)
+        kept = on * (tree.identity + norms(step.M) ** 2 <= limit)
+        used, on = (step.M, kept) if tree.order == "paper" else (used, on)
+        work = tree.identity * stochastic.squared(step.slope) + stochastic.squared(used.mT @ step.slope)
+        total += tree.lrs[t] * float((on * work.ravel()).mean())
+        used, on = step.M, kept
+        # The next update has this step's rate; the order of Algorithm 1 has none after the first step.
+        rates += tree.hyper_lr * tree.lrs[t] if tree.order == "m-first" or t else 0.0
+        pairs += tree.hyper_lr * tree.lrs[t] * tree.lrs[t - 1] if t else 0.0
