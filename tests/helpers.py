@@ -62,6 +62,15 @@ def counted(*shape: int) -> np.ndarray:
     return np.array([Counted(1) for _ in range(math.prod(shape))], dtype=object).reshape(shape)
 
 
+def zero(expression: sp.Expr) -> bool:
+    return sp.simplify(expression) == 0
+
+
+def squared(X: Any) -> float:
+    """`|X|_F^2`."""
+    return float((X * X).sum())
+
+
 def symbols(name: str, m: int, n: int = 1) -> sp.Matrix:
     """A matrix `[m, n]` of real symbols."""
     return sp.Matrix(m, n, sp.symbols(f"{name}:{m * n}", real=True))

@@ -14,7 +14,7 @@ from hypothesis import assume
 
 from fop_theory import certificates, descent, objectives
 from fop_theory.certificates import Point
-from tests.helpers import column
+from tests.helpers import column, squared, zero
 from tests.strategies import any_seed, fraction, number, problems, situation, whole
 
 END, FAR, L, MU, ETA, S, Q = sp.symbols("lambda_1 lambda_2 L mu eta s q", positive=True)
@@ -30,14 +30,6 @@ def points(image=None):
     x, g, h, p = map(entry, "xghp")
     image = p if image is None else g
     return Point(x, g, sp.Symbol("f")), Point(x - ETA * image, h, sp.Symbol("f'")), image
-
-
-def zero(expression) -> bool:
-    return sp.simplify(expression) == 0
-
-
-def square(vector) -> float:
-    return float((np.asarray(vector, dtype=float) ** 2).sum())
 
 
 # ---------------------------------------------------------------------------------------
@@ -158,7 +150,7 @@ def test_the_operator_slack_is_all_there_is_to_ask(n, seed, low, condition, shar
     g, aside = rng.standard_normal((n, 1)), rng.standard_normal((n, 1))
     middle, radius = (low + high) / 2, (high - low) / 2
     image = middle * g + share * radius * np.linalg.norm(g) / np.linalg.norm(aside) * aside
-    rounding = 1e-12 * high**2 * square(g)
+    rounding = 1e-12 * high**2 * squared(g)
     assert certificates.operator_slack(g, image, low, high) >= -rounding
     P = certificates.operator(g, image, low, high)
     np.testing.assert_allclose(P, P.T, atol=1e-12 * high)

@@ -11,7 +11,7 @@ from hypothesis import assume
 from hypothesis.errors import NoSuchExample
 
 from fop_theory import descent, objectives
-from tests.helpers import column, counterexample
+from tests.helpers import column, counterexample, zero
 from tests.strategies import (
     any_seed,
     definite_matrix,
@@ -36,10 +36,6 @@ def diagonal(*entries) -> np.ndarray:
 def rotation(t: sp.Symbol) -> sp.Matrix:
     """Every rotation of the plane but one, rational in t."""
     return sp.Matrix([[1 - t**2, 2 * t], [-2 * t, 1 - t**2]]) / (1 + t**2)
-
-
-def zero(expression) -> bool:
-    return sp.simplify(expression) == 0
 
 
 def moved(objective, theta, P, size):

@@ -9,6 +9,7 @@ import pytest
 import sympy as sp
 
 from fop_theory import extended
+from tests.helpers import squared
 from tests.strategies import one_of, problems, smooth_problem
 
 
@@ -20,10 +21,6 @@ def situation(chance):
         objective, theta, M, chance.whole(0, 1), 10.0 ** chance.number(-3, 4), chance.number(0.02, 0.5),
         chance.number(0, 0.95), chance.one_of("plain", "velocity"),
     )  # fmt: skip
-
-
-def squared(X) -> float:
-    return float((X * X).sum())
 
 
 @pytest.mark.claim("ours-theorem-1b-momentum", shows="holds", by="property")

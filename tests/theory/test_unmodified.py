@@ -16,7 +16,7 @@ from hypothesis import assume
 from fop_theory import conservation, convergence, objectives, structure, unmodified
 from fop_theory.convergence import ORDERS
 from fop_theory.hypergradient import symmetric_product
-from tests.helpers import counterexample
+from tests.helpers import counterexample, squared
 from tests.strategies import any_seed, drawn, number, one_of, problems, smooth_problem, whole
 
 C, U, S = sp.symbols("c u s", positive=True)
@@ -120,10 +120,6 @@ def follow(situation: Situation, steps: int = 12) -> list[Pair]:
         pairs.append(Pair(now.gradient, h, last.M, rate, now.theta, before, after, q, move, rounding))
         before = after
     return pairs
-
-
-def squared(X) -> float:
-    return float((X * X).sum())
 
 
 # ---------------------------------------------------------------------------------------
