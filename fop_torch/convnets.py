@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torchvision
 from torch import nn
 
 
@@ -49,7 +48,9 @@ def resnet18(classes: int = 1000, *, projections: int = 3) -> nn.Module:
     """
     if projections not in (3, 4):
         raise ValueError(f"projections: expected 3 or 4, got {projections}")
-    net = torchvision.models.resnet18(num_classes=classes)
+    from torchvision.models import resnet18 as plain
+
+    net = plain(num_classes=classes)
     if projections == 4:
         shortcut = nn.Conv2d(64, 64, 1, bias=False)
         nn.init.kaiming_normal_(shortcut.weight, mode="fan_out", nonlinearity="relu")

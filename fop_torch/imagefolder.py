@@ -19,8 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from fop_torch.data import UnavailableError
 from fop_torch.training import Batches, Session
@@ -122,6 +120,8 @@ def read(root: Path) -> Folder:
 
 
 def _listed(root: Path, part: str) -> tuple[Files, tuple[str, ...]]:
+    from torchvision.datasets import ImageFolder
+
     try:
         found = ImageFolder(str(root / part))
     except FileNotFoundError as error:
@@ -136,11 +136,15 @@ def _listed(root: Path, part: str) -> tuple[Files, tuple[str, ...]]:
 
 def for_training(side: int) -> Transform:
     """A random part, scaled to `[3, side, side]` bytes, and mirrored half of the time (Szegedy et al. 2015)."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
 def for_testing(side: int) -> Transform:
     """The centre of the image, scaled to `[3, side, side]` bytes."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.Resize(round(side / CENTRE), antialias=True), v2.CenterCrop(side), v2.PILToTensor()])
 
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -61,6 +60,9 @@ class Session:
     ) -> None:  # fmt: skip
         # torchrun says how many processes there are; alone, a run takes one device.
         here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        # Here and not above: it takes longer to import than torch, and who reads what is recorded does without.
+        from lightning_fabric import Fabric
+
         self.fabric = Fabric(
             accelerator=device,
             devices=here,
