@@ -130,7 +130,9 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     # --------------------------------------------------------------------------------------------------- options
     Capability("options", "maximize", "Climbs, and M learns to climb.", _all("yes")),
-    Capability("options", "foreach", "Passed on to the base optimizer.", _all("yes")),
+    Capability(
+        "options", "foreach", "Passed on to the base optimizer; True keeps FOP to torch's calls too.", _all("yes")
+    ),
     Capability("options", "fused", "Passed on to the base optimizer.", _all("yes")),
     Capability(
         "options",

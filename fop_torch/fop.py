@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from fop_torch import checkpoint, report
+from fop_torch import checkpoint, kernels, report
 from fop_torch.assign import resolve
 from fop_torch.bucket import Bucket, adam_sensitivity, gradient, in_autocast
 from fop_torch.guard import Snapshot, finite, total_sizes
@@ -64,7 +64,8 @@ class FOP(Optimizer):
         nonfinite: `"skip"`: a step whose gradient or hypergradient is not finite changes nothing and is counted in
             `skipped_steps`. `"ignore"`: no check.
         seed: Of the low rank's first M; the same on all processes.
-        **base_options: Options of `base`, such as `momentum=0.9`.
+        **base_options: Options of `base`, such as `momentum=0.9`. `foreach=True` keeps FOP to torch's calls too;
+            else `fop_torch.kernels` takes the products of a spatial step on a CPU, where its library has been built.
 
     Raises:
         ValueError: If an option is out of range, or a form does not fit a parameter's shape.
@@ -409,7 +410,9 @@ class FOP(Optimizer):
                 key = (number, kind, seen, M.dtype, M.device, M.shape[-1] if kind == "spatial" else None)
                 bucket = buckets.get(key)
                 if bucket is None:
-                    bucket = buckets[key] = Bucket(group, FORMS[kind], seen)
+                    # foreach=True asks for torch's calls.
+                    compiled = kind == "spatial" and not group.get("foreach")
+                    bucket = buckets[key] = Bucket(group, kernels.SPATIAL if compiled else FORMS[kind], seen)
                 bucket.params.append(p)
                 bucket.states.append(state)
                 bucket.Ms.append(M)

@@ -297,6 +297,10 @@ class Spatial(Dense):
     Layers whose kernels have the same size share the small products in one batched call.
     """
 
+    #: The two products with the many rows, by torch's calls; `fop_torch.kernels` has others.
+    times = staticmethod(times)
+    grams = staticmethod(grams)
+
     def check(self, shape: torch.Size) -> None:
         """A kernel has two dimensions of channels and at least one of space."""
         if len(shape) < 3:
@@ -326,7 +330,7 @@ class Spatial(Dense):
         """`G P`."""
         M = torch.stack(tuple(Ms))
         into = [None if out is None else self.rows(out) for out in outs or [None] * len(Gs)]
-        found = times([self.rows(G) for G in Gs], torch.bmm(M, M.mT), into)
+        found = self.times([self.rows(G) for G in Gs], torch.bmm(M, M.mT), into)
         return [
             product.view_as(G) if product.dim() == 2 else product.view_as(G.movedim(1, -1)).movedim(-1, 1)
             for G, product in zip(Gs, found, strict=True)
@@ -337,7 +341,7 @@ class Spatial(Dense):
         if any(G.stride() != H.stride() for G, H in zip(Gs, Hs, strict=True)):
             # They lie alike in memory unless somebody changed the layout between two steps.
             Gs, Hs = [G.contiguous() for G in Gs], [H.contiguous() for H in Hs]
-        C = grams([self.rows(G) for G in Gs], [self.rows(H) for H in Hs])
+        C = self.grams([self.rows(G) for G in Gs], [self.rows(H) for H in Hs])
         return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OVERWRITE = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")
 PACKAGE = Path(__file__).parents[1]
 #: The modules of the package that a step runs.
-STEP = ("assign", "baselines", "bucket", "fop", "guard", "options", "preconditioners")
+STEP = ("assign", "baselines", "bucket", "fop", "guard", "kernels", "options", "preconditioners")
 
 
 class Traffic(TorchDispatchMode):

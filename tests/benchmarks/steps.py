@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from fop_torch import FOP
+from fop_torch import FOP, kernels
 from fop_torch.preconditioners import grams, times
 from fop_torch.studies import cost
 from tests.benchmarks.networks import FIGURE_2, MOMENTUM, RATE, ActorCritic, all_cnn_c, gradients, resnet18
@@ -35,6 +35,8 @@ def against_momentum(network: str, build: Callable[[], nn.Module], rounds: int) 
         for method, make in FIGURE_2.items()
         for flag in ("foreach", "fused")
     }
+    if kernels.library is not None:
+        makers["FOP, kernel"] = FIGURE_2["FOP"]  # without foreach=True the narrow products are the library's
     channels_last = {
         f"{method}, fused, channels last": lambda net, make=FIGURE_2[method]: make(net, fused=True)
         for method in (MOMENTUM, "FOP")
@@ -97,7 +99,7 @@ def narrow_products(rounds: int) -> Iterator[dict[str, Any]]:
     G, H, out = (torch.randn(192 * 192, 9, generator=generator) for _ in range(3))
     P = torch.eye(9)
     fours = torch.block_diag(*[P] * 4)
-    found = interleave({
+    candidates: dict[str, Callable[[], Any]] = {
         "copy": lambda: out.copy_(G),
         "product, row by row": lambda: torch.mm(G, P, out=out),
         "product, pairs of rows": lambda: times([G], P[None], [out]),
@@ -105,7 +107,11 @@ def narrow_products(rounds: int) -> Iterator[dict[str, Any]]:
         "gram, row by row": lambda: G.mT @ H,
         "gram, pairs and chunks": lambda: grams([G], [H]),
         "gram, fours of rows": lambda: G.view(-1, 36).mT @ H.view(-1, 36),
-    }, 2 * rounds)  # fmt: skip
+    }  # fmt: skip
+    if kernels.library is not None:
+        candidates["product, kernel"] = lambda: kernels.times([G], P[None], [out])
+        candidates["gram, kernel"] = lambda: kernels.grams([G], [H])
+    found = interleave(candidates, 2 * rounds)
     for name, each in found.items():
         yield {
             "section": "narrow", "network": "one kernel [192, 192, 3, 3]", "name": name, "baseline": "copy",

@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fop_torch import FOP, PPHD, SHD, Recorder, fop
+from fop_torch import FOP, PPHD, SHD, Recorder, fop, kernels
 from fop_torch.preconditioners import FORMS, Dense
 
 #: Operations that copy: between devices, the host waits for them, for none of FOP's memory is pinned.
@@ -389,7 +389,8 @@ CAPTURABLE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU: torch allows `capturable`, and FOP keeps the answer of its check from the host."""
+    """On a CPU: torch allows `capturable`, FOP keeps the answer of its check from the host, and uses no library."""
+    monkeypatch.setattr(kernels, "library", None)
     monkeypatch.setattr(
         sys.modules[Adam.__module__], "_get_capturable_supported_devices", lambda *args, **kwargs: ["cpu"]
     )

@@ -1,0 +1,175 @@
+"""The compiled products: torch's to rounding, the same bits for every number of threads, and dispensable."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fop_torch import FOP, kernels, preconditioners
+
+ROOT = Path(__file__).parents[2]
+built = pytest.mark.skipif(kernels.library is None, reason="the library isn't built here")
+#: Rows: none, fewer than a vector reaches over, about a block, several blocks.
+ROWS = (0, 1, 2, 5, 15, 17, kernels.BLOCK - 1, kernels.BLOCK + 1, 3 * kernels.BLOCK + 7)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(m: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, m, generator=generator) for n in ROWS]
+
+
+def both(m: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return drawn(m, 0), drawn(m, 1), torch.randn(len(ROWS), m, m, generator=generator)
+
+
+def test_the_library_is_built_where_there_is_a_compiler() -> None:
+    """Else all that follows would be skipped, and nobody would know."""
+    if sys.platform != "linux" or shutil.which("gcc") is None:
+        pytest.skip("no GCC")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (module,) = settings["tool"]["setuptools"]["ext-modules"]
+    command = ["gcc", *module["extra-compile-args"], "-fsyntax-only", "-Wall", "-Werror", *module["sources"]]
+    if subprocess.run(["gcc", "-march=x86-64-v3", "-E", "-x", "c", "/dev/null"], capture_output=True).returncode:
+        pytest.skip("not x86-64, or an old GCC")
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert kernels.library is not None
+
+
+@built
+@pytest.mark.parametrize("m", [1, *kernels.WIDTHS])
+def test_products_equal_those_in_double_precision(m: int) -> None:
+    """Rounding of m or n terms, each relative to the sum of their sizes."""
+    Gs, Hs, P = both(m)
+    assert kernels.takes(Gs)
+    guarded = [torch.full((len(G) + 4, m), 7.0) for G in Gs]  # nothing is written past the end
+    outs = [memory[: len(G)] for G, memory in zip(Gs, guarded, strict=True)]
+    products, C = kernels.times(Gs, P, outs), kernels.grams(Gs, Hs)
+    eps = torch.finfo(torch.float32).eps
+    for G, H, K, product, out, memory, gram in zip(Gs, Hs, P, products, outs, guarded, C, strict=True):
+        assert product.data_ptr() == out.data_ptr()
+        assert (memory[len(G) :] == 7).all()
+        G, H, K = G.double(), H.double(), K.double()
+        assert ((product - G @ K).abs() <= 2 * m * eps * (G.abs() @ K.abs())).all()
+        assert ((gram - G.T @ H).abs() <= 2 * kernels.BLOCK**0.5 * eps * (G.abs().T @ H.abs())).all()
+
+
+@built
+@pytest.mark.parametrize("m", kernels.WIDTHS)
+def test_bits_do_not_depend_on_the_threads(m: int, threads: None) -> None:
+    Gs, Hs, P = both(m)
+    found = []
+    for count in (1, 2, 3, 2):
+        torch.set_num_threads(count)
+        found.append([*kernels.times(Gs, P, [None] * len(Gs)), kernels.grams(Gs, Hs)])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@built
+@pytest.mark.parametrize("m", kernels.WIDTHS)
+def test_what_is_not_finite_stays_in_its_row(m: int) -> None:
+    """A vector reaches into the next row: nothing of that may remain."""
+    G, _, P = (each[-1] for each in both(m))
+    spoilt = G.clone()
+    spoilt[100] = torch.nan
+    spoilt[len(G) - 2] = torch.inf
+    (product,) = kernels.times([spoilt], P[None], [None])
+    (clean,) = kernels.times([G], P[None], [None])
+    rows = (~product.isfinite()).any(1).nonzero().flatten().tolist()
+    assert rows == [100, len(G) - 2]
+    product[rows] = clean[rows]
+    assert torch.equal(product, clean)
+    one = kernels.grams([spoilt[:100]], [spoilt[:100]])
+    assert one.isfinite().all()
+
+
+def steps(dtype: torch.dtype = torch.float32, checkpoint: Path | None = None, **options: Any) -> list[Tensor]:
+    """Parameters and factors after six steps of kernels of many sizes, interrupted after three if there is a file."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(70, 40, 3, 3), (8, 3, 3, 3), (6, 5, 1, 1), (4, 3, 5, 5), (9, 8, 2, 2), (7, 5, 3)]
+    params = [torch.nn.Parameter(torch.randn(*shape, generator=generator).to(dtype)) for shape in shapes]
+    make = partial(FOP, params, 0.01, preconditioner="spatial", momentum=0.9, hyper_lr=1e-2, **options)
+    optimizer = make()
+    for number in range(6):
+        if number == 3 and checkpoint is not None:
+            torch.save(optimizer.state_dict(), checkpoint)
+            optimizer = make()
+            optimizer.load_state_dict(torch.load(checkpoint))
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype) + p.detach()
+        optimizer.step()
+    return [p.detach() for p in params] + [optimizer.state[p]["M"] for p in params]
+
+
+@built
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"normalize": True}, {"through": "velocity"}])
+def test_steps_equal_those_of_torchs_calls(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam divides by its gradient's size: what is left of rounding is relative to the step, not to the gradient."""
+    calls = []
+    monkeypatch.setattr(
+        kernels, "takes", lambda tensors, takes=kernels.takes: calls.append(takes(tensors)) or calls[-1]
+    )
+    fast = steps(**options)
+    assert sum(calls) > len(calls) / 2
+    monkeypatch.setattr(kernels, "library", None)
+    for a, b in zip(fast, steps(**options), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"foreach": True}, {"dtype": torch.float64}, {"dtype": torch.bfloat16, "foreach": True}]
+)
+def test_torchs_calls_where_asked_for_or_needed(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit what comes without the library."""
+    found = steps(**options)
+    monkeypatch.setattr(kernels, "library", None)
+    assert all(torch.equal(a, b) for a, b in zip(found, steps(**options), strict=True))
+
+
+@built
+def test_a_run_resumed_has_the_same_bits(tmp_path: Path) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(steps(), steps(checkpoint=tmp_path / "checkpoint"), strict=True))
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Absent or broken, it is as if it had never been there."""
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    assert kernels.load() is None
+    (tmp_path / f"_narrow{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    assert kernels.load() is None
+    monkeypatch.setattr(kernels, "library", None)
+    Gs, Hs, P = both(9)
+    assert not kernels.takes(Gs)
+    assert torch.equal(kernels.grams(Gs[-1:], Hs[-1:]), preconditioners.grams(Gs[-1:], Hs[-1:]))
+    assert torch.equal(kernels.times(Gs[-1:], P[-1:], [None])[0], preconditioners.times(Gs[-1:], P[-1:], [None])[0])
+
+
+@built
+def test_who_counts_operations_sees_torchs() -> None:
+    from fop_torch.studies import cost
+
+    (p,) = cost.with_gradients([(32, 32, 3, 3)])
+    optimizer = FOP([p], 0.1, momentum=0.9, preconditioner="spatial")
+    optimizer.step()
+    optimizer.step()
+    # The Gram matrix and the product, each 2 * 9 operations an entry, and twice that for pairs of rows.
+    assert cost.watch(optimizer.step)[1] >= 2 * 2 * 9 * p.numel()
