@@ -222,7 +222,8 @@ def optimizer(model: nn.Module, config: Config, setting: Setting, seed: int) -> 
         raise ValueError(f"method: expected one of {', '.join((*PEERS, *KINDS, BUDGETS))}, got {config.method!r}")
     # Its guard would leave out the steps on which a run without it breaks.
     own: dict[str, Any] = {"momentum": momentum, "hyper_lr": setting.rate, "seed": seed, "nonfinite": "ignore"}
-    return FOP(model.parameters(), setting.lr, **own, **options)
+    # foreach: torch's calls alone, so that the bits don't hang on a compiler.
+    return FOP(model.parameters(), setting.lr, foreach=True, **own, **options)
 
 
 def base(problem: str) -> str:
