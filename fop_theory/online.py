@@ -83,6 +83,27 @@ def linear_step(P: Any, G: Any, H: Any, rate: Any) -> Any:
     return P - checks.scalar("rate", rate) * slope
 
 
+def project(P: Any, budget: float) -> np.ndarray:
+    """The nearest matrix whose eigenvalues lie between `1 / budget` and `budget`: P's own, clipped.
+
+    That set is convex, so no P in it is farther from the projection than from P: the regret's proof stands.
+
+    Args:
+        P: Symmetric `[m, m]`, such as `linear_step` gives.
+        budget: Largest eigenvalue of P and of its inverse, above 1.
+
+    Returns:
+        `[m, m]`, symmetric positive definite.
+
+    Raises:
+        ValueError: If P is not a finite symmetric matrix or the budget is out of range.
+    """
+    P = checks.matrix("P", P, symmetric=True)
+    budget = checks.scalar("budget", budget, low=1, strict=True)
+    values, vectors = np.linalg.eigh(P)
+    return (vectors * np.clip(values, 1 / budget, budget)) @ vectors.T
+
+
 def exponential(X: Any) -> np.ndarray:
     """`exp(X)` of a symmetric matrix, by its eigenvectors.
 

@@ -31,6 +31,7 @@ FORMS: dict[str, Callable[[Array, Array], Array]] = {
     "pp-hd": lambda M, G: M * G,  # one rate a parameter, M: [m, n]
     "s-hd": lambda M, G: M * G,  # one rate a layer, M: [1, 1]
     "linear": lambda M, G: M @ G,  # P itself, M: [m, m]
+    "online": lambda M, G: M @ G,  # P itself, symmetric, by its normalised gradient, M: [m, m]
     "exponential": lambda M, G: scipy.linalg.expm(M) @ G,  # the logarithm of P, M: [m, m] symmetric
 }
 
@@ -132,8 +133,8 @@ class Settings:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.normalize and self.form not in ("dense", "low-rank", "square"):
             raise ValueError(f"normalize: expected a matrix form (dense, low-rank, square), got form {self.form!r}")
-        if self.form == "exponential" and self.through == "step":
-            raise ValueError("through: 'step' is not for the exponential form, which learns from gradients alone")
+        if self.form in ("online", "exponential") and self.through == "step":
+            raise ValueError(f"through: 'step' is not for the form {self.form!r}, which learns from gradients alone")
         if self.through == "velocity" and not isinstance(self.base, SGD):
             raise ValueError(f"through: 'velocity' needs SGD as the base, got {self.base!r}")
 
@@ -219,11 +220,13 @@ def oracle_hypergradient(G: Array, last: LastStep, at: Array, raw: Array, settin
         raw: Momentum of the raw gradients at the last step, `[m, n]`; used by `through="velocity"`.
         settings: What is differentiated.
     """
-    if settings.form == "exponential":
-        # Its mirror step: the derivative by a symmetric P, per squared gradient.
-        by_P = oracle_hypergradient(G, last, scipy.linalg.expm(at), raw, replace(settings, form="linear"))
+    if settings.form in ("online", "exponential"):
+        # A gradient step on P, or its mirror step: the derivative by a symmetric P, per squared gradient.
+        P = at if settings.form == "online" else scipy.linalg.expm(at)
+        by_P = oracle_hypergradient(G, last, P, raw, replace(settings, form="linear"))
         seen = np.linalg.norm(raw if settings.through == "velocity" else last.grad)
-        return (by_P + by_P.T) / 2 / (last.lr * seen * max(np.linalg.norm(G), seen) or 1.0)
+        measure = seen if settings.form == "online" else max(np.linalg.norm(G), seen)
+        return (by_P + by_P.T) / 2 / (last.lr * seen * measure or 1.0)
 
     def reached(M: Array) -> Any:
         norm_at = None if settings.through_norm else at

@@ -133,7 +133,8 @@ def assign(
         matching = [key for key in rules if _matches(key, name, p, module)]
         unused -= set(matching)
         chosen = options[matching[0]] if matching else {"preconditioner": default}
-        chosen = {"rank": rank, **chosen}
+        if chosen["preconditioner"] in ("auto", "low_rank"):
+            chosen = {"rank": rank, **chosen}
         groups.setdefault(repr(sorted(chosen.items(), key=str)), {**chosen, "params": []})["params"].append((name, p))
     if unused:
         kinds = sorted({type(module).__name__ for module in modules.values()})

@@ -192,6 +192,18 @@ CAPABILITIES: tuple[Capability, ...] = (
         "P = exp(M) is definite by itself and learns at a rate without a unit; the baselines have their own form.",
         _fop_alone("multiple values for keyword argument 'preconditioner'"),
     ),
+    Capability(
+        "options",
+        "linear",
+        "P = M itself, learned at a rate without a unit; definite within max_norm alone.",
+        _fop_alone("multiple values for keyword argument 'preconditioner'"),
+    ),
+    Capability(
+        "options",
+        "null_step",
+        "With a closure: the better of the base's own step and this one, for three evaluations of the loss.",
+        _all("yes"),
+    ),
     # ------------------------------------------------------------------------------------------ state and hardware
     Capability("state", "state_dict", "Goes on to the last bit, with torch.load's defaults.", _all("yes")),
     Capability(
@@ -207,7 +219,7 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "hardware",
         "CUDA without waits",
-        "From the third step on the host waits for the device in the exponential form's bound alone.",
+        "From the third step on the host waits for the bounds of exponential and linear P, and for null_step.",
         _all("yes"),
     ),
     Capability("hardware", "DDP", "M is the same on all processes, to the bit, without being sent.", _all("yes")),

@@ -11,6 +11,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from fop_torch import checkpoint, kernels, report
 from fop_torch.assign import resolve
 from fop_torch.bucket import Bucket, adam_sensitivity, gradient, in_autocast
 from fop_torch.guard import Snapshot, finite, total_sizes
-from fop_torch.options import CHOICES, OPTIONS, check_form, check_number, check_options, check_parameter
+from fop_torch.options import CHOICES, OPTIONS, check_form, check_number, check_options, check_parameter, check_rank
 from fop_torch.preconditioners import FORMS
 from fop_torch.report import Learned
 
@@ -31,17 +32,21 @@ class FOP(Optimizer):
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any optimizer; `fop_torch.assign` makes
-            groups from rules. A group may overrule the options, but not `base`, `hyper`, `nonfinite` and `seed`.
+            groups from rules. A group may overrule the options, but not `base`, `hyper`, `nonfinite`, `null_step`
+            and `seed`.
         lr: Learning rate of the base optimizer, the paper's epsilon.
         hyper_lr: Learning rate of the hyper-optimizer, the paper's rho. 0 freezes M. Default 1e-4, the paper's
             (with Adam) for CIFAR-10 and ImageNet.
         preconditioner: `"spatial"` (k^2 x k^2, shared by all channels, Section 2.2), `"dense"` (m x m over the input
             dimension, Eq. (2)), `"low_rank"` (I + M M^T, Eq. (23)), `"diagonal"`, `"scalar"`, `"none"`, the paper's
-            baselines `"s-hd"` and `"pp-hd"`, `"exponential"`, or `"auto"`: spatial for kernels larger than 1 x 1; for
-            matrices dense up to 128 inputs, low rank above; none for vectors. `"exponential"` is P = exp(M), for every
-            shape (over 128 inputs a rate alone), learned by the normalised hypergradient: its `hyper_lr` has no unit;
-            take `hyper=torch.optim.SGD, hyper_lr=0.01, max_norm=2`.
-        rank: Columns of M for `"low_rank"`; None takes 16, or all where there are fewer. 0 is the base optimizer.
+            baselines `"s-hd"` and `"pp-hd"`, `"exponential"`, `"linear"`, or `"auto"`: spatial for kernels larger than
+            1 x 1; for matrices dense up to 128 inputs, low rank above; none for vectors. `"exponential"` is
+            P = exp(M), for every shape (over 128 inputs a rate alone), learned by the normalised hypergradient: its
+            `hyper_lr` has no unit; take `hyper=torch.optim.SGD, hyper_lr=0.01, max_norm=2`. `"linear"` is P = M
+            itself, in the same shapes and with the same rates; it may become indefinite, from which `max_norm` keeps
+            it, and `null_step` protects the loss.
+        rank: Columns of M for `"low_rank"`, also where `"auto"` chooses it; None takes 16, or all where there are
+            fewer. 0 is the base optimizer.
         normalize: FOP-norm, Eq. (11): `P sqrt(m) / |P|_F`, for the matrix forms.
         through_norm: With `normalize`, differentiate through the norm (exact); False holds the norm constant, as
             Algorithm 1 does. The paper gives no hypergradient for FOP-norm.
@@ -56,13 +61,16 @@ class FOP(Optimizer):
         safe: A number tau in (0, 1): shorten the update of M so that no eigenvalue of M M^T falls below
             `(1 - tau)^2` times the smallest in one step. For plain SGD as the hyper-optimizer only.
         max_norm: Bound on the spectral norm of P: M is scaled down when P exceeds it. Safe by a small margin: the
-            norm is bounded from above to within `m^(1/64)`. For `"exponential"` a budget: P and its inverse keep it,
-            and it is 1000 when left out.
+            norm is bounded from above to within `m^(1/64)`. For `"exponential"` and `"linear"` a budget: P and its
+            inverse keep it; for `"exponential"` it is 1000 when left out.
         base: Class of the optimizer of the parameters.
         hyper: Class of the optimizer of M. Default Adam, as in the paper's experiments.
         hyper_options: Further options of `hyper`, such as `{"betas": (0.9, 0.99)}`.
         nonfinite: `"skip"`: a step whose gradient or hypergradient is not finite changes nothing and is counted in
             `skipped_steps`. `"ignore"`: no check.
+        null_step: Look ahead, with a closure for `step`: the better of the base's own step and the one with P is
+            taken, and M learns from the gradient at the latter. For a loss that is deterministic, the same on all
+            processes; `step` evaluates it three times.
         seed: Of the low rank's first M; the same on all processes.
         **base_options: Options of `base`, such as `momentum=0.9`. `foreach=True` keeps FOP to torch's calls too;
             else `fop_torch.kernels` takes the products of a spatial step on a CPU, where its library has been built.
@@ -105,6 +113,7 @@ class FOP(Optimizer):
         safe: float | None = OPTIONS["safe"],
         max_norm: float | None = OPTIONS["max_norm"],
         nonfinite: str = "skip",
+        null_step: bool = False,
         seed: int = 0,
         **base_options: Any,
     ) -> None:
@@ -122,6 +131,8 @@ class FOP(Optimizer):
             raise ValueError(f"seed: expected a whole number, got {seed!r}")
         if nonfinite not in CHOICES["nonfinite"]:
             raise ValueError(f"nonfinite: expected one of {', '.join(CHOICES['nonfinite'])}, got {nonfinite!r}")
+        if not isinstance(null_step, bool):
+            raise ValueError(f"null_step: expected True or False, got {null_step!r}")
         for name, given in (("base", base), ("hyper", hyper)):
             if not (isinstance(given, type) and issubclass(given, Optimizer)):
                 raise TypeError(f"{name}: expected a class of torch.optim, such as torch.optim.SGD, got {given!r}")
@@ -145,6 +156,7 @@ class FOP(Optimizer):
         self.hyper = None
         self._hyper_class = hyper
         self._nonfinite = nonfinite
+        self._null_step = null_step
         self._seed = seed
         self._skipped: int | Tensor = 0
         self._warned = False
@@ -180,6 +192,10 @@ class FOP(Optimizer):
         given = _listed(param_group)
         options = {**self.defaults, **param_group}
         check_options(options, self.base, self._hyper_class)
+        if self._null_step and options.get("maximize"):
+            raise ValueError("null_step: the better of two steps is the one with the smaller loss; not with maximize")
+        if "rank" in param_group or "preconditioner" not in param_group:  # else the rank is meant for other groups
+            check_rank(options)
         forms, ranks = [], []
         for each in given:
             p = each[1] if isinstance(each, tuple) else each
@@ -233,7 +249,7 @@ class FOP(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What `copy.deepcopy` and pickle take along."""
-        own = ("base", "hyper", "_hyper_class", "_nonfinite", "_seed", "_skipped", "_warned")
+        own = ("base", "hyper", "_hyper_class", "_nonfinite", "_null_step", "_seed", "_skipped", "_warned")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -300,16 +316,60 @@ class FOP(Optimizer):
 
         Raises:
             TypeError: If a gradient is sparse.
+            ValueError: If there is no closure for `null_step`.
         """
+        if self._null_step:
+            return self._look_ahead(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take()
+        return loss
+
+    @torch._disable_dynamo
+    def _look_ahead(self, closure: Callable[[], Any] | None) -> Any:
+        """Try the base's own step and the one with P, and keep that which leads to the smaller loss."""
+        evaluate: Callable[[], Any] = torch.enable_grad()(closure) if closure is not None else lambda: None
+        loss = evaluate()
+        if loss is None:
+            raise ValueError("null_step: step needs a closure that evaluates the loss and returns it")
+        params = [p for group in self.param_groups for p in group["params"]]
+        states = [(self.base.state, p) for p in params]
+        grads = [None if p.grad is None else p.grad.clone() for p in params]
+        before = Snapshot(params, states)
+        _bare_step(self.base)
+        own, there = _number(evaluate()), Snapshot(params, states)
+        before.restore()
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+        self._take()
+        if not _number(evaluate()) <= own and math.isfinite(own):
+            self._learn()
+            there.restore()
+        return loss
+
+    def _learn(self) -> None:
+        """Let M learn from the gradient at a point that is given up, and nothing from the way to the next one."""
+        buckets, bare = self._sort()
+        with ExitStack() as entered:
+            for device in {p.device for bucket in buckets for p in bucket.params if in_autocast(p.device)}:
+                entered.enter_context(torch.autocast(device.type, enabled=False))
+            for bucket in buckets:
+                bucket.look_back()
+            well = self._well(buckets, bare)
+            if well is None or bool(well):
+                self._move_factors(buckets)
+        for state in [state for bucket in buckets for state in bucket.states if "prev_grad" in state]:
+            state["prev_grad"].zero_()
+
+    def _take(self) -> None:
+        """Take the step with the gradients as they are."""
         for device in {p.device for group in self.param_groups for p in group["params"]}:
             if in_autocast(device):
                 with torch.autocast(device.type, enabled=False):
-                    inspect.unwrap(FOP.step)(self)
-                return loss
+                    self._take()
+                return
         buckets, bare = self._sort()
         late = [bucket for bucket in buckets if bucket.group["order"] == "m-first"]
         paper = [bucket for bucket in buckets if bucket.group["order"] == "paper"]
@@ -320,7 +380,7 @@ class FOP(Optimizer):
                 bucket.precondition(in_place=False)
         well, before = self._prepare(buckets, bare, late)
         if well is False:
-            return loss
+            return
         try:
             _bare_step(self.base)
         finally:
@@ -335,7 +395,6 @@ class FOP(Optimizer):
                 self._skipped += ~well  # in place, as all that a captured step keeps
             else:
                 self._skipped = self._skipped + ~well
-        return loss
 
     # A compiled step is cut here and nowhere else: the host may have to look at a number. `torch._dynamo.disable`
     # does the same, and takes a second to import.
@@ -407,7 +466,7 @@ class FOP(Optimizer):
                 if M.device != p.device:
                     self._follow(p, state)
                 seen = "prev_grad" in state
-                key = (number, kind, seen, M.dtype, M.device, M.shape[-1] if kind == "spatial" else None)
+                key = (number, kind, seen, M.dtype, M.device, M.shape[-1] if FORMS[kind].batched else None)
                 bucket = buckets.get(key)
                 if bucket is None:
                     # foreach=True asks for torch's calls.
@@ -489,7 +548,7 @@ class FOP(Optimizer):
                 "FOP skipped a step: a gradient, hypergradient or preconditioner is not finite. Nothing was changed; "
                 "skipped_steps counts such steps. If there are many, lower lr or hyper_lr, or set max_norm.",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _move_factors(self, buckets: list[Bucket]) -> None:
@@ -542,6 +601,10 @@ class FOP(Optimizer):
     def describe(self) -> str:
         """A table: which parameter has which preconditioner, the shape of its M, its entries; in total, memory."""
         return report.describe(self)
+
+
+def _number(loss: Any) -> float:
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
 def _bare_step(optimizer: Optimizer) -> None:

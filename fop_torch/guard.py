@@ -64,19 +64,20 @@ class Snapshot:
         states = list(states)
         self._absent = [(all_states, key) for all_states, key in states if key not in all_states]
         self._states = [
-            (state, dict(state), {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
-            for state in (all_states[key] for all_states, key in states if key in all_states)
+            (all_states, key, state, dict(state), {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)})
+            for all_states, key, state in ((each, key, each[key]) for each, key in states if key in each)
         ]
 
     def restore(self) -> None:
         """Put everything back as it was."""
         for tensor, old in self._tensors:
             tensor.copy_(old)
-        for state, entries, olds in self._states:
+        for all_states, key, state, entries, olds in self._states:
+            all_states[key] = state  # another snapshot may have taken it away
             state.clear()
             state.update(entries)
-            for key, old in olds.items():
-                state[key].copy_(old)
+            for name, old in olds.items():
+                state[name].copy_(old)
         for all_states, absent in self._absent:
             all_states.pop(absent, None)
 
@@ -86,7 +87,7 @@ class Snapshot:
             tensor.copy_(torch.where(well, tensor, old))
         # Parameters share the number that the step put in place of theirs, but not always the one before.
         chosen: dict[tuple[int, int], Tensor] = {}
-        for state, entries, olds in self._states:
+        for _, _, state, entries, olds in self._states:
             for key, old in olds.items():
                 now, before = state[key], entries[key]
                 if now is before:

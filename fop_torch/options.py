@@ -87,6 +87,13 @@ def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) ->
             )
 
 
+def check_rank(options: dict[str, Any]) -> None:
+    """Raise `ValueError` if a rank is asked for together with a form that has none."""
+    kind = options["preconditioner"]
+    if options["rank"] is not None and kind not in ("auto", "low_rank"):
+        raise ValueError(f"rank: {kind!r} has none, got {options['rank']!r}; leave it out, or use 'low_rank' or 'auto'")
+
+
 def check_number(name: str, value: Any) -> None:
     """Raise `ValueError` unless a learning rate, or the like, is a finite number and at least 0."""
     if name == "lr" and isinstance(value, Tensor):
@@ -108,7 +115,7 @@ def check_form(shape: torch.Size, kind: str, options: dict[str, Any]) -> None:
     if FORMS[kind].normalised and options["through"] == "step":
         raise ValueError(f"through: {kind!r} learns from gradients alone; use through='plain' or 'velocity'")
     if FORMS[kind].normalised and options["safe"] is not None:
-        raise ValueError(f"safe: {kind!r} is definite without it; use max_norm to keep it from becoming small")
+        raise ValueError(f"safe: its bound is for P = M M^T; use max_norm, within which {kind!r} is definite")
     if FORMS[kind].normalised and options["max_norm"] is not None and options["max_norm"] <= 1:
         raise ValueError(
             f"max_norm: {kind!r} keeps P between 1 / max_norm and max_norm, so it must exceed 1, "

@@ -125,6 +125,8 @@ class Form(ABC):
     positive = True
     #: Does M learn by the normalised hypergradient, which has no learning rate in it?
     normalised = False
+    #: Do layers share calls? Then those that take a step together have factors of one size.
+    batched = False
     #: Bound on P where `max_norm` names none.
     bound: float | None = None
 
@@ -297,6 +299,7 @@ class Spatial(Dense):
     Layers whose kernels have the same size share the small products in one batched call.
     """
 
+    batched = True
     #: The two products with the many rows, by torch's calls; `fop_torch.kernels` has others.
     times = staticmethod(times)
     grams = staticmethod(grams)
@@ -415,17 +418,20 @@ class LayerRate(Scalar):
         return [torch.vdot(G.reshape(-1), H.reshape(-1)) for G, H in zip(Gs, Hs, strict=True)]
 
 
-class Exponential(Form):
-    """P = exp(M), M symmetric: definite whatever M is, and learned by mirror steps (`fop_theory.online`).
+class Linear(Form):
+    """P = M itself, symmetric, learned by gradient steps on P (`fop_theory.online`); definite within `max_norm` alone.
 
-    A kernel has one P over its positions, a matrix one over its inputs up to `widest`, all else a rate, exp(M) I.
+    A kernel has one P over its positions, a matrix one over its inputs up to `widest`, all else a rate, M I. Layers
+    whose P have the same size share the calls.
     """
 
+    positive = False
     normalised = True
-    #: Beyond any step that is of use, and far from where exp(M) overflows.
-    bound = 1e3
+    batched = True
     #: Above that many inputs a matrix of inputs by inputs is not worth its price.
     widest = 128
+    #: The eigenvalue of M where P = I.
+    identity = 1.0
 
     def width(self, shape: torch.Size) -> int:
         """m; the rows are what is left."""
@@ -438,38 +444,85 @@ class Exponential(Form):
         return (self.width(shape),) * 2
 
     def start(self, shape: torch.Size, rank: int | None, scale: float, generator: torch.Generator) -> Tensor:
-        """Zero: P = I."""
-        return torch.zeros(self.factor_shape(shape, rank))
+        """The M of P = I."""
+        return self.identity * torch.eye(self.width(shape))
 
     def precondition(
         self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
-        """`G exp(M)`."""
-        return [(G.reshape(-1, len(M)) @ self.matrix(M, G.shape)).view(G.shape) for M, G in zip(Ms, Gs, strict=True)]
+        """`G P`."""
+        P, into = self.matrix(torch.stack(tuple(Ms)), Gs[0].shape), outs or [None] * len(Gs)
+        if P.shape[-1] == 1:  # matrix products of one column take many times longer than a rate
+            rates = P.view(-1).unbind()
+            return [torch.mul(G, rate, out=out) for G, rate, out in zip(Gs, rates, into, strict=True)]
+        found = times([_rows(G, P) for G in Gs], P, [None if out is None else _rows(out, P) for out in into])
+        return [product.view(G.shape) for G, product in zip(Gs, found, strict=True)]
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
-        """`(G^T H + H^T G) / (2 |H| max(|G|, |H|))`, the normalised hypergradient of P; of a norm of at most 1."""
-        found = []
-        for M, G, H in zip(Ms, Gs, Hs, strict=True):
-            C = G.reshape(-1, len(M)).mT @ H.reshape(-1, len(M))
-            tiny = torch.finfo(C.dtype).tiny
-            size_h = torch.linalg.vector_norm(H)
-            larger = torch.maximum(torch.linalg.vector_norm(G), size_h)
-            found.append((C + C.mT) / (2 * size_h).clamp_min(tiny) / larger.clamp_min(tiny))
-        return found
+        """`(G^T H + H^T G) / (2 |H| measure)`, the hypergradient of P over a squared gradient."""
+        if Ms[0].numel() == 1:
+            products = [torch.vdot(G.reshape(-1), H.reshape(-1)) for G, H in zip(Gs, Hs, strict=True)]
+            C = torch.stack(products)[:, None, None]
+        else:
+            C = grams([_rows(G, Ms[0]) for G in Gs], [_rows(H, Ms[0]) for H in Hs])
+        G, H = (torch.stack(torch._foreach_norm(list(each)))[:, None, None] for each in (Gs, Hs))
+        tiny = torch.finfo(C.dtype).tiny
+        return list(((C + C.mT) / (2 * H).clamp_min(tiny) / self.measure(G, H).clamp_min(tiny)).unbind())
+
+    def measure(self, G: Tensor, H: Tensor) -> Tensor:
+        """The norm by which the hypergradient is divided beside |H|: |H| again, as the theorems on linear P have it."""
+        return H
 
     def limit(self, Ms: Tensors, bound: float) -> None:
-        """Clip M's eigenvalues to the bound's logarithm and its negative: P and its inverse keep the bound."""
-        largest = math.log(bound)
-        for M in Ms:
-            size = float(torch.linalg.vector_norm(M))
-            if largest < size < math.inf:
-                values, vectors = torch.linalg.eigh(M)
-                M.copy_((vectors * values.clamp(-largest, largest)) @ vectors.mT)
+        """Clip the eigenvalues of P to those from `1 / bound` to `bound`: the projection onto what keeps the bound."""
+        low, high = self.span(bound)
+        M = torch.stack(tuple(Ms))
+        # Nearer to the identity than either end nothing can be beyond it: a norm is cheaper than eigenvectors.
+        identity = self.identity * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        away = torch.linalg.vector_norm(M - identity, dim=(1, 2))
+        beyond = (away > min(high - self.identity, self.identity - low)) & away.isfinite()
+        if bool(beyond.any()):
+            chosen = [each for each, far in zip(Ms, beyond.tolist(), strict=True) if far]
+            values, vectors = torch.linalg.eigh(torch.stack(chosen))
+            clipped = (vectors * values.clamp(low, high)[:, None, :]) @ vectors.mT
+            torch._foreach_copy_(chosen, list(clipped.unbind()))
+
+    def span(self, bound: float) -> tuple[float, float]:
+        """Least and largest eigenvalue of M within the bound."""
+        return 1 / bound, bound
+
+    def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
+        """M itself."""
+        return M
+
+
+class Exponential(Linear):
+    """P = exp(M), M symmetric: definite whatever M is, and learned by mirror steps (`fop_theory.online`).
+
+    It has the shapes of the linear form.
+    """
+
+    positive = True
+    #: Beyond any step that is of use, and far from where exp(M) overflows.
+    bound = 1e3
+    identity = 0.0
+
+    def measure(self, G: Tensor, H: Tensor) -> Tensor:
+        """The larger of both: no update is longer than the rate."""
+        return torch.maximum(G, H)
+
+    def span(self, bound: float) -> tuple[float, float]:
+        """The bound's logarithm and its negative."""
+        return -math.log(bound), math.log(bound)
 
     def matrix(self, M: Tensor, shape: torch.Size) -> Tensor:
         """`exp(M)`."""
         return torch.linalg.matrix_exp(M)
+
+
+def _rows(T: Tensor, P: Tensor) -> Tensor:
+    """A gradient as rows `[n, m]` for a P of m columns."""
+    return T.reshape(-1, P.shape[-1]).contiguous()
 
 
 #: The forms by the names that `FOP(preconditioner=...)` takes; "none" leaves the gradient as it is.
@@ -481,5 +534,6 @@ FORMS: dict[str, Form] = {
     "scalar": Scalar(),
     "pp-hd": PerParameterRate(),
     "s-hd": LayerRate(),
+    "linear": Linear(),
     "exponential": Exponential(),
 }

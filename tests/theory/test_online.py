@@ -209,6 +209,43 @@ def test_the_regret_of_linear_p(problem, share, scale, seed) -> None:
     assert ours <= online.linear_regret(distance, theirs, rate, L) * (1 + 1e-9) + slack
 
 
+@pytest.mark.claim("ours-linear-regret", shows="holds", by="property")
+@given(smooth_convex(), st.floats(0.05, 0.9), st.floats(1.1, 10), seeds)
+def test_the_regret_of_linear_p_within_a_budget(problem, share, budget, seed) -> None:
+    """Clipped after each step, against a drawn P that keeps the budget too."""
+    found, x = problem
+    L, n = float(found.smoothness), len(x)
+    rng = np.random.default_rng(seed)
+    rotation, P, H = np.linalg.qr(rng.standard_normal((n, n)))[0], np.eye(n), None
+    rival = (rotation * rng.uniform(1 / budget, budget, n)) @ rotation.T
+    distance, ours, theirs, slack = np.sum((P - rival) ** 2), 0.0, 0.0, 0.0
+    for _ in range(12):
+        G = np.asarray(found.gradient(x), dtype=float)
+        if np.linalg.norm(G) < 1e-6:
+            break
+        if H is not None:
+            P = online.project(online.linear_step(P, G, H, share / L), budget)
+        assert np.linalg.eigvalsh(P).min() >= (1 - 1e-12) / budget
+        ours, theirs = ours + phi(found, x, G, P, 1.0), theirs + phi(found, x, G, rival, 1.0)
+        slack += 1e-12 * (1 + abs(float(found.value(x)))) / np.sum(G * G)
+        x, H = x - P @ G, G
+    assert ours <= online.linear_regret(distance, theirs, share / L, L) * (1 + 1e-9) + slack
+
+
+@pytest.mark.claim("ours-linear-regret", shows="holds", by="property")
+@given(dims, st.floats(1.01, 10), st.floats(0, 3), seeds)
+def test_clipping_is_the_nearest_within_the_budget(m, budget, size, seed) -> None:
+    """From the projection onto a convex set all of it lies at an angle of at least 90 degrees to what was projected."""
+    rng = np.random.default_rng(seed)
+    draw, rotation = rng.standard_normal((m, m)), np.linalg.qr(rng.standard_normal((m, m)))[0]
+    P = np.eye(m) + size * (draw + draw.T)
+    near, other = online.project(P, budget), (rotation * rng.uniform(1 / budget, budget, m)) @ rotation.T
+    # Rounding: of eigenvalues, each relative to the largest.
+    rounding = 1e-13 * m * (np.linalg.norm(P) + budget) ** 2
+    assert np.sum((P - near) * (other - near)) <= rounding
+    assert np.linalg.norm(near - other) ** 2 <= np.linalg.norm(P - other) ** 2 + rounding
+
+
 @pytest.mark.claim("ours-linear-regret", shows="holds", by="exact")
 def test_the_regret_on_one_step_in_fractions() -> None:
     """Huber's function, one dimension: two steps far out, where the gradient is one, settle it by hand."""
@@ -412,6 +449,8 @@ def test_refusals() -> None:
         online.normalised_slope(np.ones((2, 1)), np.zeros((2, 1)))
     with pytest.raises(ValueError, match="candidates: expected at least one point"):
         online.null_step(lambda x: x, [])
+    with pytest.raises(ValueError, match="budget: expected a number in"):
+        online.project(np.eye(1), 1.0)
     with pytest.raises(ValueError, match="budget: expected a number in"):
         online.mirror_step(np.eye(1), np.ones((1, 1)), np.ones((1, 1)), 0.1, 1.0)
 

@@ -264,7 +264,8 @@ def test_what_every_form_says_agrees_with_numpy(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, 3, 2, 2)
     p = nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
-    optimizer = FOP([("kernel", p)], 0.1, preconditioner=kind, rank=2, hyper=SGD, hyper_lr=0.3, scale=0.5)
+    groups = [{"params": [("kernel", p)], "preconditioner": kind}]
+    optimizer = FOP(groups, 0.1, rank=2, hyper=SGD, hyper_lr=0.3, scale=0.5)
     before = optimizer.preconditioners()["kernel"]
     assert math.isnan(before.gain)
     assert math.isnan(before.angle)
@@ -278,6 +279,7 @@ def test_what_every_form_says_agrees_with_numpy(kind: str) -> None:
     G = p.grad.numpy()
     rows = {
         "spatial": G.reshape(-1, 4),
+        "linear": G.reshape(-1, 4),
         "exponential": G.reshape(-1, 4),
         "dense": G.reshape(2, -1),
         "low_rank": G.reshape(2, -1),
@@ -290,6 +292,7 @@ def test_what_every_form_says_agrees_with_numpy(kind: str) -> None:
         "scalar": lambda: M**2 * np.eye(24),
         "pp-hd": lambda: np.diag(M.ravel()),
         "s-hd": lambda: M * np.eye(24),
+        "linear": lambda: M,
         "exponential": lambda: scipy.linalg.expm(M),
     }[kind]()
     values = np.linalg.eigvalsh(P)
@@ -311,10 +314,11 @@ def test_what_every_form_says_agrees_with_numpy(kind: str) -> None:
 def test_memory_is_counted_form_by_form(kind: str) -> None:
     p = nn.Parameter(torch.ones(2, 3, 2, 2))
     bias = nn.Parameter(torch.ones(5))
-    groups: list[dict[str, Any]] = [{"params": [p], "preconditioner": kind, "rank": 2}, {"params": [bias]}]
-    optimizer = FOP(groups, 0.1, momentum=0.9)
+    groups: list[dict[str, Any]] = [{"params": [p], "preconditioner": kind}, {"params": [bias]}]
+    optimizer = FOP(groups, 0.1, rank=2, momentum=0.9)
     entries = {
         "spatial": 4 * 4,
+        "linear": 4 * 4,
         "exponential": 4 * 4,
         "dense": 12 * 12,
         "low_rank": 12 * 2,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -619,6 +620,42 @@ def _(optimizer_class: Build) -> None:
         assert float(learned.eigenvalues[0]) > 0
         assert (learned.P - learned.P.mT).abs().max() < 1e-3 * learned.P.abs().max()
         assert not torch.allclose(learned.P, torch.eye(len(learned.P)), atol=1e-3)
+
+
+@check("linear")
+def _(optimizer_class: Build) -> None:
+    lowest = {}
+    for bound in (None, 3.0):
+        params = parameters()[:3]
+        options = {"max_norm": bound, "hyper_lr": 10.0}
+        optimizer = build(optimizer_class, params, preconditioner="linear", hyper=SGD, **options)
+        train(params, optimizer)
+        found = optimizer.preconditioners().values()
+        lowest[bound] = min(float(learned.eigenvalues[0]) for learned in found)
+        assert all((learned.P - learned.P.mT).abs().max() < 1e-3 * learned.P.abs().max() for learned in found)
+    assert lowest[None] < 0 < 0.999 / 3 < lowest[3.0]
+
+
+@check("null_step")
+def _(optimizer_class: Build) -> None:
+    """On a quadratic: never above the base's own step, however wild M is; without it far above."""
+    curvatures = [torch.linspace(0.1, 2.0, p.numel()).reshape(p.shape) for p in parameters()]
+    losses: dict[bool, list[float]] = {}
+    for null_step in (False, True):
+        params = parameters()
+        options = {"hyper": SGD, "hyper_lr": 10.0, "nonfinite": "ignore"}
+        optimizer = build(optimizer_class, params, null_step=null_step, **options)
+
+        def closure(params: list[Tensor] = params, optimizer: Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            terms = [(c * p.square()).sum() / 2 for c, p in zip(curvatures, params, strict=True)]
+            loss = sum(terms, torch.zeros(()))
+            loss.backward()
+            return loss
+
+        losses[null_step] = [float(optimizer.step(closure).detach()) for _ in range(6)]
+    assert all(after <= before for before, after in pairwise(losses[True]))
+    assert not all(after <= before for before, after in pairwise(losses[False]))
 
 
 @check("state_dict")

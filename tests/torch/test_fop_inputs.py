@@ -56,6 +56,16 @@ OF_A_GROUP: list[tuple[dict[str, Any], str]] = [
     *(({"max_norm": value, "preconditioner": "low_rank"}, rf"max_norm.*{value!r}") for value in (0.5, 1.0)),
     ({"max_norm": 2.0, "normalize": True}, "max_norm.*normalize"),
     ({"preconditioner": "spatial"}, r"'spatial'.*\[3, 4\].*'dense'"),
+    *(({"preconditioner": kind, "rank": 4}, rf"rank.*{kind!r}.*4.*'low_rank'") for kind in FORMS if kind != "low_rank"),
+    *(
+        case
+        for kind in ("exponential", "linear")
+        for case in [
+            ({"preconditioner": kind, "through": "step"}, rf"through.*{kind!r}.*'velocity'"),
+            ({"preconditioner": kind, "normalize": True}, rf"normalize.*{kind!r}"),
+            ({"preconditioner": kind, "max_norm": 1.0}, rf"max_norm.*{kind!r}.*1.0"),
+        ]
+    ),
     *(({"momentum": value}, "momentum.*nan") for value in (NAN,)),
     ({"weight_decay": NAN}, "weight_decay.*nan"),
     ({"hyper_options": {"beta": 0.9}}, "hyper_options.*beta"),
@@ -84,6 +94,9 @@ OF_ALL: list[tuple[dict[str, Any], str]] = [
     ({"hyper": SGD, "hyper_options": {"momentum": 0.9}, "safe": 0.5}, "safe.*momentum"),
     ({"hyper": SGD, "index": "exact", "safe": 0.5}, "safe.*index"),
     ({"hyper": SGD, "normalize": True, "safe": 0.5}, "safe.*normalize"),
+    *(({"hyper": SGD, "preconditioner": kind, "safe": 0.5}, f"safe.*{kind}") for kind in ("exponential", "linear")),
+    *(({"null_step": value}, rf"null_step.*{value!r}") for value in (1, "yes", None)),
+    ({"null_step": True, "maximize": True}, "null_step.*maximize"),
 ]  # fmt: skip
 
 
@@ -202,6 +215,17 @@ def test_a_rank_over_the_dimension_is_clamped_and_said(given: str) -> None:
         optimizer = make[given]()
     assert [re.findall(r"\d+ is used", str(each.message)) for each in said] == [["4 is used"], ["3 is used"]]
     assert [list(optimizer.state[each.weight]["M"].shape) for each in model] == [[4, 4], [3, 3]]
+
+
+def test_a_rank_may_be_meant_for_some_groups() -> None:
+    """Of all groups, or of all that `assign` makes; "auto" takes it too."""
+    groups = [{"params": [matrix()], "preconditioner": kind} for kind in ("dense", "low_rank", "exponential")]
+    assert [group["ranks"] for group in FOP(groups, 0.1, rank=2).param_groups] == [[None], [2], [None]]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(200, 3))
+    optimizer = FOP(assign(model, {"conv": "linear"}, rank=5), 0.1)
+    assert sorted(str(group["ranks"]) for group in optimizer.param_groups) == ["[None, 5, None]", "[None]"]
+    with pytest.raises(ValueError, match="rank: 's-hd' has none, got 3"):
+        SHD([matrix()], 0.1, rank=3)
 
 
 def test_rank_zero_is_the_base() -> None:

@@ -327,9 +327,9 @@ RATES: dict[str, tuple[dict[str, Any], Callable[[float], float], Callable[[float
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("name", RATES)
 def test_the_scale_of_the_loss(name: str, kind: str) -> None:
-    """Bitwise for powers of two, which multiply without rounding. The exponential form's rate has no unit."""
+    """Bitwise for powers of two, which multiply without rounding. The rates of some forms have no unit."""
     options, lr, hyper_lr = RATES[name]
-    hyper_lr = (lambda c: 1) if kind == "exponential" else hyper_lr
+    hyper_lr = (lambda c: 1) if FORMS[kind].normalised else hyper_lr
     shape = (3, 2, 2, 2)
     start, gradient = convex(shape)
 
@@ -482,7 +482,7 @@ WAYS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("kind", [*FORMS, "none"])
 def test_gradients_stay_and_no_state_is_their_memory(kind: str, way: dict[str, Any], dtype: torch.dtype) -> None:
-    if kind == "exponential" and way.get("through") == "step":
+    if kind != "none" and FORMS[kind].normalised and way.get("through") == "step":
         way = {"base": Adam, "index": "exact"}
     for layout in (torch.contiguous_format, torch.channels_last):
         check_gradients_stay(kind, dtype, layout, **way)

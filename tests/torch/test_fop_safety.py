@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from fop_theory.online import mirror_step
+from fop_theory.online import linear_step, mirror_step, project
 from fop_torch import FOP
 from fop_torch.preconditioners import FORMS, norm_from_above, safe_factor
 from tests.strategies import dims, factors, gradient_pairs, scales, seeds
 
-POSITIVE = [kind for kind in FORMS if FORMS[kind].positive and kind not in ("low_rank", "exponential")]
+NORMALISED = [kind for kind in FORMS if FORMS[kind].normalised]
+POSITIVE = [kind for kind in FORMS if FORMS[kind].positive and kind not in ("low_rank", *NORMALISED)]
 
 
 def shaped(kind: str, rows: np.ndarray, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -158,6 +159,8 @@ def norm(kind: str, M: Tensor) -> float:
     M = M.double()
     if kind == "exponential":  # of P or of its inverse, which is bounded too
         return float(torch.linalg.matrix_norm(M, 2).exp())
+    if kind == "linear":
+        return float(torch.linalg.matrix_norm(M, 2))
     if kind in ("dense", "spatial", "low_rank"):
         return float(torch.linalg.matrix_norm(M, 2) ** 2) + (kind == "low_rank")
     return float(M.abs().max()) if kind in ("pp-hd", "s-hd") else float(M.square().max())
@@ -174,12 +177,13 @@ def norm(kind: str, M: Tensor) -> float:
 def test_the_norm_never_exceeds_its_bound(
     kind: str, seed: int, bound: float, hyper_lr: float, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    bound = bound + (kind in ("low_rank", "exponential"))
+    bound = bound + (kind in ("low_rank", *NORMALISED))
     generator = torch.Generator().manual_seed(seed)
     shape = (2, 2, 3, 1) if kind == "spatial" else (2, 3)
     p = nn.Parameter(torch.zeros(shape, dtype=dtype))
     # Low rank starts small by default; here it may start too large.
-    optimizer = FOP([p], 0.1, preconditioner=kind, hyper_lr=hyper_lr, max_norm=bound, scale=3.0, rank=2, **options)
+    options = options | ({"rank": 2} if kind == "low_rank" else {})
+    optimizer = FOP([p], 0.1, preconditioner=kind, hyper_lr=hyper_lr, max_norm=bound, scale=3.0, **options)
     reached = []
     for _ in range(5):
         p.grad = torch.randn(shape, generator=generator, dtype=dtype)
@@ -187,6 +191,9 @@ def test_the_norm_never_exceeds_its_bound(
         reached.append(norm(kind, optimizer.state[p]["M"]))
     # Rounding: M^T M and its six squarings, by m eps each, of which half, a quarter, ... counts; logarithms up to 5.
     assert max(reached) <= bound * (1 + 50 * torch.finfo(dtype).eps)
+    if kind == "linear":  # and its inverse, as far as eigenvalues next to one of the bound's size are known
+        smallest = float(torch.linalg.eigvalsh(optimizer.state[p]["M"].double())[0])
+        assert smallest >= 1 / bound - 50 * torch.finfo(dtype).eps * bound
 
 
 @pytest.mark.parametrize("kind", FORMS)
@@ -199,7 +206,7 @@ def test_without_a_bound_it_does(kind: str) -> None:
     assert norm(kind, optimizer.state[p]["M"]) > 4
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMS if kind != "exponential"])
+@pytest.mark.parametrize("kind", [kind for kind in FORMS if kind not in NORMALISED])
 @given(seed=seeds, bound=st.floats(0.1, 100), share=st.floats(0, 1))
 def test_below_the_bound_nothing_is_touched(kind: str, seed: int, bound: float, share: float) -> None:
     bound = bound + (kind == "low_rank")
@@ -254,6 +261,56 @@ def test_a_step_of_the_exponential_form_is_the_mirror_step(pair: Any, rate: floa
     if np.any(H):
         X = mirror_step(X, G, H, rate, bound)
     np.testing.assert_allclose(optimizer.state[p]["M"].numpy(), X, rtol=0, atol=1e-13 * (rate + 1))
+
+
+@given(seed=seeds, bound=st.floats(1.001, 100), share=st.floats(0, 3))
+def test_linear_p_is_projected_as_the_theory_projects(seed: int, bound: float, share: float) -> None:
+    """Within the bound no bit is changed."""
+    draw = np.random.default_rng(seed).standard_normal((4, 4))
+    P = np.eye(4) + (draw + draw.T) / np.linalg.norm(draw + draw.T) * share * (1 - 1 / bound)
+    M = torch.tensor(P)
+    FORMS["linear"].limit([M], bound)
+    np.testing.assert_allclose(M.numpy(), project(P, bound), rtol=0, atol=1e-14 * bound)
+    if share <= 0.99:
+        assert torch.equal(M, torch.tensor(P))
+
+
+@given(pair=gradient_pairs(), rate=scales, bound=st.one_of(st.none(), st.floats(1.01, 100)))
+def test_a_step_of_linear_p_is_the_gradient_step(pair: Any, rate: float, bound: float | None) -> None:
+    G, H = pair
+    p = nn.Parameter(torch.zeros_like(shaped("dense", G)))
+    optimizer = FOP([p], 0.1, preconditioner="linear", hyper=SGD, hyper_lr=rate, max_norm=bound, nonfinite="ignore")
+    for grad in (H, G):
+        p.grad = shaped("dense", grad)
+        optimizer.step()
+    P = linear_step(np.eye(len(G)), G, H, rate) if np.any(H) else np.eye(len(G))
+    P = P if bound is None else project(P, bound)
+    np.testing.assert_allclose(optimizer.state[p]["M"].numpy(), P, rtol=0, atol=1e-13 * (np.abs(P).max() + rate))
+
+
+@pytest.mark.parametrize("kind", NORMALISED)
+def test_layers_that_share_calls_learn_as_they_would_alone(kind: str) -> None:
+    """Of three widths, and of one entry; bounded, so that some are clipped and some not."""
+    shapes = [(5, 3, 3, 3), (4, 5), (3, 2, 3, 3), (7, 5), (6, 200), (3,)]
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.randn(6, 3000, generator=generator, dtype=torch.float64)
+    options: dict[str, Any] = {"preconditioner": kind, "hyper": SGD, "hyper_lr": 1.0, "max_norm": 1.5}
+
+    def trained(chosen: list[int]) -> list[Tensor]:
+        params = [nn.Parameter(torch.zeros(shapes[i], dtype=torch.float64)) for i in chosen]
+        optimizer = FOP(params, 0.1, **options)
+        for row in grads:
+            for i, p in zip(chosen, params, strict=True):
+                p.grad = row[200 * i : 200 * i + p.numel()].reshape(p.shape) + 0.3
+            optimizer.step()
+        return [*params, *(optimizer.state[p]["M"] for p in params)]
+
+    together = trained(list(range(len(shapes))))
+    for i in range(len(shapes)):
+        p, M = trained([i])
+        torch.testing.assert_close(together[i].detach(), p.detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(together[len(shapes) + i], M, rtol=1e-12, atol=1e-13)
+        assert not torch.equal(M, FORMS[kind].start(p.shape, None, 0.0, generator).double())
 
 
 def test_a_bound_that_is_never_reached_changes_no_bit() -> None:

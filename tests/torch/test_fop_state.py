@@ -58,6 +58,8 @@ CASES: dict[str, dict[str, Any]] = {
     "normalize, low rank": {"normalize": True, "through_norm": False, "preconditioner": "low_rank", "rank": 1},
     "diagonal": {"preconditioner": "diagonal", "max_norm": 1.001},
     "scalar, safe": {"preconditioner": "scalar", "hyper": SGD, "safe": 0.5, "hyper_lr": 0.1},
+    "exponential": {"preconditioner": "exponential", "hyper": SGD, "max_norm": 1.01},
+    "linear": {"preconditioner": "linear", "hyper": SGD, "order": "m-first", "momentum": 0.9},
     "s-hd": {"optimizer": SHD, "momentum": 0.9},
     "pp-hd": {"optimizer": PPHD, "base": RMSprop},
     "group added later": {"momentum": 0.9, "late": True},
