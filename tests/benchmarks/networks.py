@@ -42,11 +42,11 @@ def mnist_net() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(100, 10))
 
 
-def spatial(net: nn.Module) -> list[dict[str, Any]]:
+def spatial(net: nn.Module, form: str = "spatial") -> list[dict[str, Any]]:
     """Figure 2's assignment: a spatial preconditioner for every kernel, 1 x 1 too, and none elsewhere."""
     kernels = [p for p in net.parameters() if p.dim() == 4]
     others = [p for p in net.parameters() if p.dim() != 4]
-    return [{"params": kernels, "preconditioner": "spatial"}, {"params": others, "preconditioner": "none"}]
+    return [{"params": kernels, "preconditioner": form}, {"params": others, "preconditioner": "none"}]
 
 
 #: The methods of Figure 2, all on momentum, each with torch's grouped calls for its base.
@@ -56,6 +56,12 @@ FIGURE_2: dict[str, Callable[..., Optimizer]] = {
     "PP-HD": lambda net, **o: PPHD(net.parameters(), RATE, momentum=0.9, **o),
     "FOP-norm": lambda net, **o: FOP(spatial(net), RATE, momentum=0.9, normalize=True, **o),
     "FOP": lambda net, **o: FOP(spatial(net), RATE, momentum=0.9, **o),
+}
+
+
+#: Options of the repaired forms, as the chapter on harm recommends the first.
+REPAIRED: dict[str, dict[str, Any]] = {
+    form: {"hyper": SGD, "hyper_lr": 0.01, "max_norm": 2.0} for form in ("exponential", "linear")
 }
 
 

@@ -15,14 +15,14 @@ from typing import Any
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # read when heavyball is imported
 
 import heavyball
-import pytorch_optimizer
 import torch
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, AdamW
 
 from fop_torch import FOP, PPHD, SHD
+from fop_torch.studies.repair import peers as others
 from tests.benchmarks.networks import cifar10, state_tensors
 from tests.benchmarks.timer import clock, quartiles, ratios, turns
 
@@ -43,31 +43,6 @@ def network(channels: int) -> nn.Module:
     )  # fmt: skip
 
 
-class Several:
-    """Two optimizers as one: Muon takes matrices alone."""
-
-    def __init__(self, *optimizers: Any) -> None:
-        self.optimizers = optimizers
-        self.state = [each.state for each in optimizers]
-
-    def zero_grad(self) -> None:
-        """Of all."""
-        for each in self.optimizers:
-            each.zero_grad()
-
-    def step(self) -> None:
-        """Of all."""
-        for each in self.optimizers:
-            each.step()
-
-
-def muon(net: nn.Module, lr: float) -> Several:
-    """Torch's Muon for matrices, AdamW at a tenth of its rate for the rest."""
-    matrices = [p for p in net.parameters() if p.dim() == 2]
-    rest = [p for p in net.parameters() if p.dim() != 2]
-    return Several(Muon(matrices, lr=lr, weight_decay=0), AdamW(rest, lr=lr / 10, weight_decay=0, foreach=True))
-
-
 #: Name -> middle learning rate, constructor.
 PEERS: dict[str, tuple[float, Callable[[nn.Module, float], Any]]] = {
     BASELINE: (0.1, lambda net, lr: SGD(net.parameters(), lr, momentum=0.9, foreach=True)),
@@ -76,19 +51,16 @@ PEERS: dict[str, tuple[float, Callable[[nn.Module, float], Any]]] = {
     "PP-HD": (0.1, lambda net, lr: PPHD(net.parameters(), lr, momentum=0.9, foreach=True)),
     "AdamW": (3e-3, lambda net, lr: AdamW(net.parameters(), lr, weight_decay=0, foreach=True)),
     "FOP on AdamW": (3e-3, lambda net, lr: FOP(net.parameters(), lr, base=AdamW, weight_decay=0, foreach=True)),
-    "Muon (torch)": (0.03, muon),
+    "Muon (torch)": (others.PEERS["Muon"], lambda net, lr: others.build("Muon", list(net.parameters()), lr)),
     "SOAP (heavyball)": (3e-3, lambda net, lr: heavyball.SOAP(net.parameters(), lr=lr, weight_decay=0)),
     "PSGDKron (heavyball)": (3e-3, lambda net, lr: heavyball.PSGDKron(net.parameters(), lr=lr, weight_decay=0)),
     "PSGDLRA (heavyball)": (3e-3, lambda net, lr: heavyball.PSGDLRA(net.parameters(), lr=lr, rank=4, weight_decay=0)),
-    "Shampoo (pytorch-optimizer)": (
-        0.1,
-        lambda net, lr: pytorch_optimizer.ScalableShampoo(
-            net.parameters(), lr=lr, weight_decay=0, start_preconditioning_step=1, preconditioning_compute_steps=10,
-            shape_interpretation=False, use_svd=True,
-        ),
-    ),
-    "SOAP (pytorch-optimizer)": (3e-3, lambda net, lr: pytorch_optimizer.SOAP(net.parameters(), lr=lr, weight_decay=0)),
-    "Kron (pytorch-optimizer)": (3e-3, lambda net, lr: pytorch_optimizer.Kron(net.parameters(), lr=lr, weight_decay=0)),
+    **{
+        f"{name} ({others.PACKAGE})": (
+            others.PEERS[name], lambda net, lr, name=name: others.build(name, list(net.parameters()), lr)
+        )
+        for name in ("Shampoo", "SOAP", "Kron")
+    },
     "gdtuo": (0.1, lambda net, lr: gdtuo.SGD(lr, mu=0.9, optimizer=gdtuo.SGD(1e-3))),
 }  # fmt: skip
 

@@ -12,7 +12,17 @@ from torch.optim import SGD, Adam
 from fop_torch import FOP, kernels
 from fop_torch.preconditioners import grams, times
 from fop_torch.studies import cost
-from tests.benchmarks.networks import FIGURE_2, MOMENTUM, RATE, ActorCritic, all_cnn_c, gradients, resnet18
+from tests.benchmarks.networks import (
+    FIGURE_2,
+    MOMENTUM,
+    RATE,
+    REPAIRED,
+    ActorCritic,
+    all_cnn_c,
+    gradients,
+    resnet18,
+    spatial,
+)
 from tests.benchmarks.networks import state_tensors as bytes_of
 from tests.benchmarks.timer import interleave, quartiles, ratios
 
@@ -37,6 +47,13 @@ def against_momentum(network: str, build: Callable[[], nn.Module], rounds: int) 
     }
     if kernels.library is not None:
         makers["FOP, kernel"] = FIGURE_2["FOP"]  # without foreach=True the narrow products are the library's
+    makers |= {
+        f"{form}, {flag}": lambda net, form=form, flag=flag: FOP(
+            spatial(net, form), RATE, momentum=0.9, **REPAIRED[form], **{flag: True}
+        )
+        for form in REPAIRED
+        for flag in ("foreach", "fused")
+    }
     channels_last = {
         f"{method}, fused, channels last": lambda net, make=FIGURE_2[method]: make(net, fused=True)
         for method in (MOMENTUM, "FOP")
@@ -71,12 +88,15 @@ def small_net(rounds: int) -> Iterator[dict[str, Any]]:
         "FOP on Adam, dense": lambda net: FOP(net.parameters(), RATE, base=Adam, foreach=True),
         "FOP on momentum, dense": lambda net: FOP(net.parameters(), RATE, momentum=0.9, foreach=True),
         "FOP on momentum, dense, fused": lambda net: FOP(net.parameters(), RATE, momentum=0.9, fused=True),
-        "FOP on momentum, low rank 4": lambda net: FOP(
-            net.parameters(), RATE, momentum=0.9, foreach=True, preconditioner="low_rank", rank=4
-        ),
+        **{
+            f"FOP on momentum, {form}": lambda net, form=form: FOP(
+                net.parameters(), RATE, momentum=0.9, foreach=True, preconditioner=form, **REPAIRED[form]
+            )
+            for form in REPAIRED
+        },
     }
     for cold in (False, True):
-        optimizers = {name: make(gradients(ActorCritic())) for name, make in makers.items() if "low rank" not in name}
+        optimizers = {name: make(gradients(ActorCritic())) for name, make in makers.items()}
         net = gradients(ActorCritic())
         groups = [
             {"params": [p for p in net.parameters() if p.dim() == 2], "preconditioner": "low_rank", "rank": 4},
