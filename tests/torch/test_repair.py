@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from fop_torch import cli, studies
 from fop_torch.results import Record
 from fop_torch.studies import live
-from fop_torch.studies.repair import figures, summary, train
+from fop_torch.studies.repair import figures, peers, summary, train
 from fop_torch.studies.repair.train import BUDGETS, KINDS, PEERS, PROBLEMS, Config, Setting
 from tests.torch.planted import every_run, record
 
@@ -57,8 +58,8 @@ def test_the_runs_are_all_methods_on_all_problems() -> None:
     records = planted({})
     pairs = {(r.config["problem"], r.config["method"]) for r in records}
     everything = {(problem, method) for problem in PROBLEMS for method in (*PEERS, *KINDS, BUDGETS)}
-    left_out = {(problem, "L-BFGS") for problem in ("digits", "MNIST", "CIFAR-10")}
-    assert pairs == everything - left_out
+    noisy = ("digits", "MNIST", "CIFAR-10")
+    assert pairs == everything - {(problem, each) for problem in noisy for each in ("L-BFGS", "linear-null")}
     # FOP runs at the learning rate at which its own base was best.
     lrs = {r.config["problem"]: r.config["lr"] for r in records if r.config["method"] == "paper"}
     assert lrs == {problem: pytest.approx(each.lr) for problem, each in PROBLEMS.items()}
@@ -86,6 +87,16 @@ def test_an_unknown_method_is_refused() -> None:
         train.optimizer(PROBLEMS["digits"].build(0), Config("digits", "FOP"), Setting(0.1), 0)
 
 
+def test_what_another_package_makes_is_no_smoke_run_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    smoke = {config.method for config in train.runs("smoke")}
+    assert not smoke & set(peers.OUTSIDE)
+    assert {"Muon", *peers.OUTSIDE} == set(peers.PEERS) <= {config.method for config in train.runs("laptop")}
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    for name in peers.OUTSIDE:
+        with pytest.raises(ModuleNotFoundError, match=rf"{name} needs pytorch-optimizer, .*pip install .*\[bench\]"):
+            train.optimizer(PROBLEMS["digits"].build(0), Config("digits", name), Setting(0.1), 0)
+
+
 # ----------------------------------------------------------------------------------------------------------- one run
 
 
@@ -107,6 +118,26 @@ def test_a_setting_that_is_lost_ends_its_curve() -> None:
     assert found[-1][0] < 100
     assert all(math.isfinite(value) for _, value in found)
     assert math.isinf(summary.DIVERGED)
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest_and_both_rates_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[peers.Several] = []
+    build = peers.build
+    monkeypatch.setattr(peers, "build", lambda *args: made.append(build(*args)) or made[0])
+    config = Config("digits", "Muon", iterations=10)
+    found = train.descend(config, Setting(0.03), 0, train._digits(False))
+    assert found[-1][1] < found[0][1]
+    assert [type(each).__name__ for each in made[0].optimizers] == ["Muon", "AdamW"]
+    assert [p.dim() for group in made[0].param_groups for p in group["params"]] == [2, 1]
+    assert [group["lr"] for group in made[0].param_groups] == [pytest.approx(0.003), pytest.approx(0.0003)]
+
+
+def test_a_statistic_that_is_not_finite_ends_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: peers.Several, closure: object = None) -> None:
+        raise torch.linalg.LinAlgError("the input matrix contained non-finite values")
+
+    monkeypatch.setattr(peers.Several, "step", step)
+    assert [step for step, _ in train.descend(Config("quadratic", "Muon"), Setting(0.03), 0, None)] == [0]
 
 
 @pytest.mark.parametrize("problem", ["quadratic", "logistic", "Rosenbrock"])
@@ -147,7 +178,18 @@ def test_the_verdicts_follow_what_was_planted(end: dict[str, float], expected: t
     found = summary.verdicts(planted(end))
     claims = ("ours-repair-default", "ours-repair-rates", "ours-repair-budgets", "ours-repair-paper")
     assert tuple({each.verdict for each in found[claim]} for claim in claims) == tuple({each} for each in expected)
+    assert len(found["ours-repair-default"]) == 12
     assert summary.recommended(planted(end)) == (expected[0] == "matches")
+
+
+@pytest.mark.parametrize(("height", "harm"), [(-0.5, False), (0.5, True), (math.nan, True)])
+def test_linear_p_is_judged_likewise(height: float, harm: bool) -> None:
+    found = summary.verdicts(planted(dict.fromkeys(("linear", "linear-budget", "linear-null"), height)))
+    usual, flipped = ("differs", "matches") if harm else ("matches", "differs")
+    assert {each.verdict for each in found["ours-repair-linear-budget"]} == {usual}
+    assert {each.verdict for each in found["ours-repair-null"]} == {usual}
+    assert {each.verdict for each in found["ours-repair-linear"]} == {flipped}
+    assert [len(found[f"ours-repair-{name}"]) for name in ("linear", "linear-budget", "null")] == [6, 12, 6]
 
 
 def test_the_tables_count_what_was_planted() -> None:
@@ -158,7 +200,7 @@ def test_the_tables_count_what_was_planted() -> None:
     best = summary.best(records)
     np.testing.assert_allclose(best.loc["exponential"], 2.0, atol=1e-9)
     assert np.isneginf(best.loc["paper"]).all()
-    assert best.loc["L-BFGS"].isna().sum() == 3
+    assert best.loc["L-BFGS"].isna().sum() == best.loc["linear-null"].isna().sum() == 3
 
 
 def test_the_report_shows_its_tables_whole() -> None:
@@ -166,10 +208,12 @@ def test_the_report_shows_its_tables_whole() -> None:
     said = summary.report(records)
     assert "..." not in said
     assert "{" not in said
-    assert "runs: 57\n" in said
+    assert f"runs: {len(records)}\n" in said
+    lines = [line.split() for line in said.splitlines()]
+    assert list(PROBLEMS) in lines  # above the best
     for table in (summary.shares(records), summary.best(records)):
-        assert list(table.index) in [line.split() for line in said.splitlines()]
-    assert all(said.count(f"\n{problem} ") == 2 for problem in PROBLEMS)
+        rows = [line for line in lines if line and line[0] in table.index and len(line) == 1 + table.shape[1]]
+        assert [line[0] for line in rows] == list(table.index)
     assert max(map(len, said.splitlines())) <= 110
 
 

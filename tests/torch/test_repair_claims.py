@@ -9,9 +9,9 @@ from functools import cache
 
 import pytest
 
-from fop_torch.studies.repair import summary
+from fop_torch.studies.repair import peers, summary
 from fop_torch.studies.repair.train import PROBLEMS, base, runs
-from tests.torch.claims import Verdicts, alike, judging, records, whole
+from tests.torch.claims import Verdicts, judging, records, whole
 
 
 @cache
@@ -22,12 +22,30 @@ def verdicts() -> Verdicts:
 judged = judging(verdicts)
 
 
-def test_every_run_is_there_and_whole_and_of_one_code_and_a_problem_s_of_one_set_of_data() -> None:
+#: Run when the rest was recorded, by later code; one of them again when a sweep that diverges whole came to say so.
+LATER = ("linear", "linear-budget", "linear-null", *peers.PEERS)
+AGAIN = ("Rosenbrock", "Shampoo")
+
+
+def test_every_run_is_there_and_whole_and_a_problem_s_of_one_set_of_data() -> None:
     found = records("repair")
     whole("repair", runs("laptop", found), found)
     for problem in PROBLEMS:
-        alike(record for record in found if record.config["problem"] == problem)
-    assert len({record.facts["code_digest"] for record in found}) == 1
+        assert len({r.facts["data"]["digest"] for r in found if r.config["problem"] == problem}) == 1
+
+
+def test_the_runs_are_of_one_code_but_for_those_that_came_later() -> None:
+    for later in (True, False):
+        some = [record for record in records("repair") if (record.config["method"] in LATER) == later]
+        but_one = [r for r in some if (r.config["problem"], r.config["method"]) != AGAIN]
+        assert len({record.facts["code_digest"] for record in but_one}) == 1
+
+
+def test_what_another_package_made_names_it() -> None:
+    for record in records("repair"):
+        assert record.facts.get("package", "").startswith("pytorch-optimizer ") == (
+            record.config["method"] in peers.OUTSIDE
+        )
 
 
 def test_the_bases_best_learning_rate_lies_inside_its_grid() -> None:
@@ -50,6 +68,21 @@ def test_hardly_a_rate_does_harm_within_a_budget(judged) -> None:
 @pytest.mark.claim("ours-repair-budgets", shows="holds", by="experiment")
 def test_no_budget_does_harm_at_the_small_rate(judged) -> None:
     judged("ours-repair-budgets")
+
+
+@pytest.mark.claim("ours-repair-linear", shows="holds", by="experiment")
+def test_linear_p_is_lost_without_a_budget(judged) -> None:
+    judged("ours-repair-linear")
+
+
+@pytest.mark.claim("ours-repair-linear-budget", shows="holds", by="experiment")
+def test_linear_p_does_no_harm_within_a_budget(judged) -> None:
+    judged("ours-repair-linear-budget")
+
+
+@pytest.mark.claim("ours-repair-null", shows="holds", by="experiment")
+def test_no_rate_does_harm_that_looks_ahead(judged) -> None:
+    judged("ours-repair-null")
 
 
 @pytest.mark.claim("ours-repair-paper", shows="matches", by="experiment")

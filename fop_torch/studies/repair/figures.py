@@ -11,6 +11,7 @@ from fop_theory.plots import COLORS
 from fop_torch.results import Record
 from fop_torch.studies.repair import summary
 from fop_torch.studies.repair.train import DECADES, base
+from fop_torch.studies.repair.train import methods as tried
 
 #: What the methods are called, and their colours.
 NAMES = {
@@ -20,16 +21,23 @@ NAMES = {
     "exponential": ("exp(X)", "#9C3F75"),
     "budget": ("exp(X), budget 2", COLORS["S-HD"]),
     "budgets": ("exp(X) over budgets", "black"),
+    "linear": ("linear P", "#8C6D31"),
+    "linear-budget": ("linear P, budget 2", "#E7A33E"),
+    "linear-null": ("linear P, null step", "#3A7D44"),
     "SGD": ("SGD", COLORS["SGD"]),
     "momentum": ("momentum", COLORS["momentum"]),
     "Adam": ("Adam", COLORS["Adam"]),
     "L-BFGS": ("L-BFGS", "#777777"),
+    "Muon": ("Muon", "#5B4FB3"),
+    "SOAP": ("SOAP", "#1B9AAA"),
+    "Kron": ("PSGD Kron", "#7A3E1D"),
+    "Shampoo": ("Shampoo", "#B5179E"),
 }
 
 
 def rates(axis: Any, records: Sequence[Record], problem: str, methods: Sequence[str], share: float = 1.0) -> None:
     """Gain over the base in decades of the loss, over six decades of the rate; a cross below marks divergence."""
-    for method in methods:
+    for method in [each for each in methods if each in tried(problem)]:
         cells = summary.sweep(records, problem, method, share)
         gains = np.array([cell.gain for cell in cells])
         label, color = NAMES[method]
@@ -49,10 +57,7 @@ def training(axis: Any, records: Sequence[Record], problem: str, methods: Sequen
             record = summary.one(records, problem, method)
         except summary.MissingRunsError:
             continue
-        setting = summary.tuned(record)
-        table = record.metrics
-        some = table[[str(part).startswith(setting.part(0)[:-1]) for part in table["part"]]]
-        curve = np.log10(some.pivot_table(index="iteration", columns="part", values="value")).mean(axis=1)
+        curve = summary.curve(record)
         label, color = NAMES[method]
         axis.plot(curve.index, 10**curve, color=color, label=label)
     axis.set(xlabel="step", yscale="log")

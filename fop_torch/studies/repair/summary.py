@@ -17,7 +17,18 @@ from fop_torch.results import Record
 from fop_torch.statistics import Verdict
 from fop_torch.studies import provenance, reading
 from fop_torch.studies.reading import Finding, MissingRunsError
-from fop_torch.studies.repair.train import BUDGETS, DECADES, KINDS, PEERS, PROBLEMS, SHARES, STUDY, Setting, base
+from fop_torch.studies.repair.train import (
+    BUDGETS,
+    DECADES,
+    KINDS,
+    PEERS,
+    PROBLEMS,
+    SHARES,
+    STUDY,
+    Setting,
+    base,
+    methods,
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,14 @@ class Rules:
         wild: In decades: so much above the base's it did harm whatever the interval says.
         level: Of the interval (Student's t).
         candidate: The setting that may become the recommended default, if it does no harm at all: method, rate.
+        other: The same setting of linear P, judged beside it; fixed before any run of linear P.
     """
 
     margin: float = 0.02
     wild: float = 1.0
     level: float = 0.95
     candidate: tuple[str, float] = ("budget", KINDS["budget"][1])
+    other: tuple[str, float] = ("linear-budget", KINDS["linear-budget"][1])
 
 
 RULES = Rules()
@@ -84,6 +97,13 @@ def tuned(record: Record) -> Setting:
     return min(found, key=lambda setting: found[setting].mean())
 
 
+def curve(record: Record) -> pd.Series:
+    """The logarithm of the loss along the tuned setting, mean over the seeds, by the steps done."""
+    table = record.metrics
+    some = table[[str(part).startswith(tuned(record).part(0)[:-1]) for part in table["part"]]]
+    return np.log10(some.pivot_table(index="iteration", columns="part", values="value")).mean(axis=1)
+
+
 def harms(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Did a setting do harm? By `RULES`; logarithms of paired seeds."""
     if not np.isfinite(ours).all():
@@ -123,32 +143,40 @@ def shares(records: Sequence[Record]) -> pd.DataFrame:
     for method in (*KINDS, BUDGETS):
         rows[method] = {
             (problem, share): 1 - np.mean([cell.harm for cell in sweep(records, problem, method, share)])
-            for problem in problems(records)
-            for share in SHARES
-            if _there(records, problem, share)
+            for problem, share in places(records, method)
         }
     table = pd.DataFrame(rows).T
     table[("all", "")] = table.mean(axis=1)
     return table
 
 
-def _there(records: Sequence[Record], problem: str, share: float) -> bool:
-    """Did the base run at this share of its tuned rate? The tuned one may be at the end of its grid."""
-    record = one(records, problem, base(problem))
-    return any(np.isclose(s.lr, share * tuned(record).lr, rtol=1e-4) for s in ends(record))
+def places(records: Sequence[Record], method: str) -> list[tuple[str, float]]:
+    """Where a method is judged: problems and shares of the tuned rate at which the base ran.
+
+    The tuned one may be at the end of the base's grid.
+    """
+    found = []
+    for problem in problems(records):
+        record = one(records, problem, base(problem))
+        lrs = [setting.lr for setting in ends(record)]
+        near = [share for share in SHARES if np.isclose(lrs, share * tuned(record).lr, rtol=1e-4).any()]
+        found += [(problem, share) for share in near if method in methods(problem)]
+    return found
 
 
-def default(records: Sequence[Record]) -> dict[tuple[str, float], Cell]:
-    """The candidate's cell on each problem at each learning rate."""
-    method, rate = RULES.candidate
+def cells_at(records: Sequence[Record], method: str, rate: float) -> dict[tuple[str, float], Cell]:
+    """A method's cell at one rate, on each problem at each learning rate."""
     return {
         (problem, share): next(
             cell for cell in sweep(records, problem, method, share) if np.isclose(cell.setting.rate, rate, rtol=1e-4)
         )
-        for problem in problems(records)
-        for share in SHARES
-        if _there(records, problem, share)
+        for problem, share in places(records, method)
     }
+
+
+def default(records: Sequence[Record]) -> dict[tuple[str, float], Cell]:
+    """The candidate's cell on each problem at each learning rate."""
+    return cells_at(records, *RULES.candidate)
 
 
 def recommended(records: Sequence[Record]) -> bool:
@@ -158,29 +186,35 @@ def recommended(records: Sequence[Record]) -> bool:
 
 def verdicts(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     """What the suite says to our claims, a finding for each problem and learning rate."""
-    places = [(p, share) for p in problems(records) for share in SHARES if _there(records, p, share)]
+    flipped: dict[Verdict, Verdict] = {"matches": "differs", "differs": "matches"}
 
     def none_harms(method: str) -> tuple[Finding, ...]:
         found = []
-        for problem, share in places:
+        for problem, share in places(records, method):
             cells = sweep(records, problem, method, share)
             count = sum(cell.harm for cell in cells)
             said = f"{count} of {len(cells)} settings did harm"
             found.append(Finding(f"{problem} at {share:g}", "differs" if count else "matches", said))
         return tuple(found)
 
-    candidate = tuple(
-        Finding(f"{problem} at {share:g}", "differs" if cell.harm else "matches", f"{cell.gain:+.2f} decades")
-        for (problem, share), cell in default(records).items()
-    )
-    flipped: dict[Verdict, Verdict] = {"matches": "differs", "differs": "matches"}
+    def some_harms(method: str) -> tuple[Finding, ...]:
+        found = [each for each in none_harms(method) if each.what.endswith("at 1")]
+        return tuple(each._replace(verdict=flipped[each.verdict]) for each in found)
+
+    def harmless(setting: tuple[str, float]) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(f"{problem} at {share:g}", "differs" if cell.harm else "matches", f"{cell.gain:+.2f} decades")
+            for (problem, share), cell in cells_at(records, *setting).items()
+        )
+
     return {
-        "ours-repair-default": candidate,
+        "ours-repair-default": harmless(RULES.candidate),
         "ours-repair-rates": none_harms("budget"),
         "ours-repair-budgets": none_harms(BUDGETS),
-        "ours-repair-paper": tuple(
-            each._replace(verdict=flipped[each.verdict]) for each in none_harms("paper") if each.what.endswith("at 1")
-        ),
+        "ours-repair-paper": some_harms("paper"),
+        "ours-repair-linear": some_harms("linear"),
+        "ours-repair-linear-budget": harmless(RULES.other),
+        "ours-repair-null": none_harms("linear-null"),
     }
 
 
@@ -201,12 +235,29 @@ def best(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def at_edge(records: Sequence[Record]) -> list[str]:
+    """Peers whose best learning rate on a problem is the last of their grid, so that they might end better still."""
+    found = []
+    for problem in problems(records):
+        for method in [each for each in PEERS if each in methods(problem) and each != "L-BFGS"]:
+            try:
+                record = one(records, problem, method)
+            except MissingRunsError:
+                continue
+            first, *_, last = ends(record)
+            if tuned(record) in (first, last) and np.isfinite(ends(record)[tuned(record)]).all():
+                found.append(f"{method} on {problem}")
+    return found
+
+
 def report(records: Sequence[Record]) -> str:
     """The numbers in words, for `fop report repair`."""
     return reading.report({
         "Where it comes from": lambda: reading.facts(provenance(STUDY, records)),
-        f"Share of {len(DECADES)} settings over six decades that end well": lambda: reading.text(shares(records).T),
-        "Best end, decades below the tuned base": lambda: reading.text(best(records).T.round(3), "not run"),
+        f"Share of {len(DECADES)} settings over six decades that end well": (
+            lambda: reading.text(shares(records).round(2), "-")
+        ),
+        "Best end, decades below the tuned base": lambda: reading.text(best(records).round(3), "-"),
         "The candidate": lambda: f"recommended: {'yes' if recommended(records) else 'no'}",
         "Claims": lambda: reading.told(verdicts(records)),
     })  # fmt: skip

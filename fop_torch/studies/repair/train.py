@@ -20,6 +20,7 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer
 from fop_torch import FOP
 from fop_torch.data import NAMES, load
 from fop_torch.results import Record
+from fop_torch.studies.repair import peers
 from fop_torch.studies.study import Study
 from fop_torch.training import Batches, Session
 
@@ -31,11 +32,16 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
     "safe": ({"hyper": SGD, "safe": 0.5}, 1.0),
     "exponential": ({"preconditioner": "exponential", "hyper": SGD}, 1e-2),
     "budget": ({"preconditioner": "exponential", "hyper": SGD, "max_norm": 2.0}, 1e-2),
+    "linear": ({"preconditioner": "linear", "hyper": SGD}, 1e-2),
+    "linear-budget": ({"preconditioner": "linear", "hyper": SGD, "max_norm": 2.0}, 1e-2),
+    "linear-null": ({"preconditioner": "linear", "hyper": SGD, "order": "m-first", "null_step": True}, 1e-2),
 }
 #: The same form at its rate of a hundredth, with budgets `1 + 10^-3` to `1 + 10^3`.
 BUDGETS = "budgets"
 DECADES = tuple(range(-3, 4))
-PEERS = ("SGD", "momentum", "Adam", "L-BFGS")
+PEERS = ("SGD", "momentum", "Adam", "L-BFGS", *peers.PEERS)
+#: Methods that need a loss that is deterministic.
+DETERMINISTIC = ("L-BFGS", "linear-null")
 #: Shares of the base's tuned learning rate at which FOP runs: the best, and one that is too small.
 SHARES = (1.0, 0.1)
 #: A run has diverged when its loss is so many times the first one.
@@ -188,9 +194,8 @@ def settings(config: Config) -> list[Setting]:
     if config.method == "L-BFGS":
         return [Setting(1.0)]
     if config.method in PEERS:
-        middle = {"SGD": middle, "momentum": middle / (1 if PROBLEMS[config.problem].momentum else 10), "Adam": 0.01}[
-            config.method
-        ]
+        own = {"SGD": middle, "momentum": middle / (1 if PROBLEMS[config.problem].momentum else 10), "Adam": 0.01}
+        middle = own[config.method] if config.method in own else peers.PEERS[config.method]
         return [Setting(middle * 10 ** (step / 2)) for step in DECADES]
     if config.method == BUDGETS:
         rate = KINDS["budget"][1]
@@ -199,7 +204,7 @@ def settings(config: Config) -> list[Setting]:
     return [Setting(share * config.lr, rate * 10.0**step) for share in SHARES for step in DECADES]
 
 
-def optimizer(model: nn.Module, config: Config, setting: Setting, seed: int) -> Optimizer:
+def optimizer(model: nn.Module, config: Config, setting: Setting, seed: int) -> Optimizer | peers.Several:
     """The optimizer of one setting.
 
     Raises:
@@ -214,6 +219,9 @@ def optimizer(model: nn.Module, config: Config, setting: Setting, seed: int) -> 
         return Adam(model.parameters(), setting.lr)
     if config.method == "L-BFGS":
         return LBFGS(model.parameters(), setting.lr, max_iter=1, max_eval=25, line_search_fn="strong_wolfe")
+    if config.method in peers.PEERS:
+        torch.manual_seed(seed)  # some of them draw as they go
+        return peers.build(config.method, list(model.parameters()), setting.lr)
     if config.method == BUDGETS:
         options = {**KINDS["budget"][0], "max_norm": setting.budget}
     elif config.method in KINDS:
@@ -231,6 +239,12 @@ def base(problem: str) -> str:
     return "momentum" if PROBLEMS[problem].momentum else "SGD"
 
 
+def methods(problem: str) -> list[str]:
+    """All that are tried on a problem: peers, the paper's FOP and its repairs."""
+    everything = (*PEERS, *KINDS, BUDGETS)
+    return [each for each in everything if PROBLEMS[problem].full or each not in DETERMINISTIC]
+
+
 def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
     """The runs of a profile, as far as they can be named: FOP's need the base's tuned learning rate."""
     from fop_torch.studies.repair.summary import tuned
@@ -244,11 +258,13 @@ def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
             each = replace(each, seeds=2, iterations=15, stand_in=True)
         own = [r for r in records if r.config["problem"] == name]
         known = [r for r in own if r.config["method"] == base(name) and r.config["iterations"] == each.iterations]
-        peers = PEERS if problem.full else tuple(peer for peer in PEERS if peer != "L-BFGS")
-        found += [replace(each, method=peer) for peer in peers]
+        some = methods(name)
+        # What every build of the book runs needs no other package.
+        tried = [each for each in some if each in PEERS and not (profile == "smoke" and each in peers.OUTSIDE)]
+        found += [replace(each, method=peer) for peer in tried]
         if known:
             lr = tuned(known[0]).lr
-            found += [replace(each, method=method, lr=lr) for method in (*KINDS, BUDGETS)]
+            found += [replace(each, method=method, lr=lr) for method in some if method not in PEERS]
     return found
 
 
@@ -260,11 +276,15 @@ def train(config: Config, session: Session, records: Sequence[Record]) -> None:
     problem = PROBLEMS[config.problem]
     data = problem.data(config.stand_in)
     session.facts["data"] = source(config)
+    if config.method in peers.OUTSIDE:
+        session.facts["package"] = peers.version()
     sweep = [(setting, config.seed + i) for setting in settings(config) for i in range(config.seeds)]
     for number, (setting, seed) in enumerate(sweep):
         for step, value in descend(config, setting, seed, data):
             session.log(step, {"loss": value}, setting.part(seed))
         session.beat(number + 1, len(sweep))
+    if max(step for step, *_ in session.rows) < config.iterations:  # no setting came to its end
+        session.status = "diverged"
 
 
 def source(config: Config) -> dict[str, str]:
@@ -285,6 +305,7 @@ def descend(config: Config, setting: Setting, seed: int, data: tuple[Tensor, Ten
     problem = PROBLEMS[config.problem]
     model = problem.build(seed)
     stepper = optimizer(model, config, setting, seed)
+    lrs = [group["lr"] for group in stepper.param_groups]
     batches = Batches(len(data[0]), BATCH, seed) if data else None
     nothing = torch.zeros(1, 1)
 
@@ -301,8 +322,8 @@ def descend(config: Config, setting: Setting, seed: int, data: tuple[Tensor, Ten
     found = [(0, whole())]
     every = max(1, config.iterations // 20)
     for step in range(config.iterations):
-        for group in stepper.param_groups:
-            group["lr"] = setting.lr * (1.0 if problem.full else 1 - step / config.iterations)
+        for group, lr in zip(stepper.param_groups, lrs, strict=True):
+            group["lr"] = lr * (1.0 if problem.full else 1 - step / config.iterations)
 
         def closure(step: int = step) -> Tensor:
             stepper.zero_grad()
@@ -310,7 +331,10 @@ def descend(config: Config, setting: Setting, seed: int, data: tuple[Tensor, Ten
             value.backward()
             return value
 
-        stepper.step(closure)  # type: ignore[arg-type]
+        try:
+            stepper.step(closure)  # type: ignore[arg-type]
+        except torch.linalg.LinAlgError:  # a statistic of Shampoo's is no longer finite
+            return found
         if (step + 1) % every == 0 or step + 1 == config.iterations:
             value = whole()
             if not value <= LOST * max(1.0, found[0][1]):
