@@ -210,7 +210,7 @@ def test_the_regret_of_linear_p(problem, share, scale, seed) -> None:
 
 
 @pytest.mark.claim("ours-linear-regret", shows="holds", by="property")
-@given(smooth_convex(), st.floats(0.05, 0.9), st.floats(1.1, 10), seeds)
+@problems(smooth_convex, number(0.05, 0.9), number(1.1, 10), any_seed)
 def test_the_regret_of_linear_p_within_a_budget(problem, share, budget, seed) -> None:
     """Clipped after each step, against a drawn P that keeps the budget too."""
     found, x = problem
@@ -233,7 +233,7 @@ def test_the_regret_of_linear_p_within_a_budget(problem, share, budget, seed) ->
 
 
 @pytest.mark.claim("ours-linear-regret", shows="holds", by="property")
-@given(dims, st.floats(1.01, 10), st.floats(0, 3), seeds)
+@problems(lambda chance: chance.whole(1, 6), number(1.01, 10), number(0, 3), any_seed)
 def test_clipping_is_the_nearest_within_the_budget(m, budget, size, seed) -> None:
     """From the projection onto a convex set all of it lies at an angle of at least 90 degrees to what was projected."""
     rng = np.random.default_rng(seed)
