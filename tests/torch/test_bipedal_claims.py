@@ -143,8 +143,8 @@ def test_to_stay_pays_more_than_to_fall_and_would_not_without_the_penalty(name: 
 # ---------------------------------------------------------------------------------------
 # The recorded runs
 
-#: The parts of `summary.JUDGED` by the runs that they need, as `summary.kinds` names them. Figure 4's parts wait for the
-#: search too: the paper gives no rate of M here, and nothing is said of FOP before others than our first are tried.
+#: The parts of `summary.JUDGED` by the runs that they need, named as in `summary.kinds`. Figure 4 waits for the search
+#: too: the paper gives no rate of M here, and nothing is said of FOP before others than our first are tried.
 ALL = ("the paper's settings, flat", "the paper's settings, hardcore", "search", "each at its best")
 NEEDS = dict.fromkeys(("figure 4", "caption and text", "controls", "deceptive", "each at its best"), ALL)
 NEEDS["search"] = ("search",)
