@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from fop_torch import FOP, assign
+from fop_torch import FOP, assign, kernels
 from fop_torch.studies import cost
 from tests.benchmarks.networks import FIGURE_2, MOMENTUM, RATE, all_cnn_c, cifar10, mnist_net, resnet18
 from tests.benchmarks.timer import clock, confidence, quartiles, ratios, turns
@@ -67,6 +67,8 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     ):
         makers = {name: lambda net, make=make: make(net, foreach=True) for name, make in FIGURE_2.items()}
         makers["FOP, fused"] = lambda net: FIGURE_2["FOP"](net, fused=True)
+        if kernels.library is not None:
+            makers["FOP, kernel"] = FIGURE_2["FOP"]  # as in `steps`
         trainers = {name: Trainer(build, make, batch) for name, make in makers.items()}
         train(trainers, 4 if quick else ROUNDS[network])
         base = trainers[MOMENTUM]
