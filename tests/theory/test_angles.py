@@ -144,8 +144,6 @@ def test_what_the_means_of_figure_a_1_force() -> None:
     """
     with mpmath.workdps(50):
         forced = [angles.least_condition(mpmath.mpf(x) - mpmath.mpf("0.005")) for x in ("43.16", "42.48")]
-        printed = [angles.least_condition(mpmath.mpf(x)) for x in ("43.16", "42.48")]
-    assert [float(mpmath.nstr(x, 3)) for x in printed] == [5.33, 5.16]
     assert forced[0] > 5.32
     assert forced[1] > 5.15
     # kappa = (1 + s_max^2) / (1 + s_min^2) <= 1 + s_max^2: the largest eigenvalue of M M^T.

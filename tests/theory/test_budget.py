@@ -76,15 +76,15 @@ def test_the_rate_keeps_the_budget_of_the_flow() -> None:
 
 
 @pytest.mark.claim("ours-budget-noise", shows="holds", by="exact")
+@pytest.mark.parametrize("a", [F(1, 10), F(3, 4)])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_noise_breaks_the_budget(steps: int) -> None:
-    """All sequences of coins: no loss at all, and the mean of P grows geometrically while its typical size shrinks."""
-    a = F(1, 10)
+def test_noise_breaks_the_budget(steps: int, a: Fraction) -> None:
+    """All sequences of coins: no loss, and the mean of P grows geometrically; its typical size falls if a^2 < 1/2."""
     plain, logs, exponents = F(0), 0.0, []
     for coins in itertools.product((F(1), F(-1)), repeat=steps + 1):
         M = structure.factor_after(fractions([[1]]), [fractions([[c]]) for c in coins], a).item()
         plain += M * M / 2 ** (steps + 1)
-        logs += 2 * math.log(M) / 2 ** (steps + 1)
+        logs += 2 * math.log(abs(M)) / 2 ** (steps + 1)
         pairs = [np.array([[float(c)]]) for c in coins]
         m = np.eye(1)
         for h, g in itertools.pairwise(pairs):
@@ -92,7 +92,8 @@ def test_noise_breaks_the_budget(steps: int) -> None:
         exponents.append(m.item() ** 2)
     factor, exponential_factor = budget.coin_growth(a)
     assert plain == factor**steps > 1
-    assert logs < 0
+    assert logs == pytest.approx(steps * math.log(abs(1 - 4 * a**2)), rel=1e-12)
+    assert (logs < 0) == (a**2 < F(1, 2))
     assert np.mean(exponents) == pytest.approx(exponential_factor**steps, rel=1e-12)
     assert abs(np.mean(np.log(exponents))) < 1e-12
 

@@ -66,6 +66,7 @@ def test_the_run_refuses_bad_arguments(change, message) -> None:
 
 
 @pytest.mark.claim("thm-1-bound-on-norm", shows="fails", by="exact")
+@pytest.mark.claim("ours-growth-bound", shows="holds", by="exact")
 @pytest.mark.claim("thm-1-gamma-limit", shows="fails", by="exact")
 @both_orders
 @each_scale
@@ -144,6 +145,7 @@ def test_the_growth_bound(situation) -> None:
     assert product <= convergence.norm_bound(norm, K, rate, steps) * (1 + 1e-9)
 
 
+@pytest.mark.claim("thm-1-bound-on-norm", shows="fails", by="property")
 def test_the_same_search_refutes_the_papers_bound() -> None:
     """... in both of its forms, with rho = a: the search would notice a false bound."""
     norm = lambda s: float(np.linalg.norm(s[1], 2)) ** 2  # noqa: E731

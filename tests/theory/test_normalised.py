@@ -109,7 +109,7 @@ def test_eq_11_needs_a_factor_that_is_not_zero() -> None:
     assert sp.expand((M * M.T).trace() - sum(x**2 for x in M)) == 0
 
 
-@pytest.mark.claim("text-a2-identity-norm", shows="holds", by="exact")
+@pytest.mark.claim("text-a2-identity-norm", shows="under", by="exact")
 def test_the_norm_of_the_identity() -> None:
     """Frobenius's is sqrt(n), in any dimension; the spectral norm of Section 6 would give one."""
     for n in range(1, 60):

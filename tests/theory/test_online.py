@@ -15,7 +15,17 @@ from fop_theory import hypergradient as hg
 from fop_theory import objectives, online, reference
 from fop_theory.algebra import inner
 from tests.helpers import column, counterexample, symbols
-from tests.strategies import any_scale, any_seed, definite_matrix, drawn, gradient_pair, number, one_of, problems
+from tests.strategies import (
+    any_scale,
+    any_seed,
+    definite_matrix,
+    drawn,
+    gradient_pair,
+    number,
+    one_of,
+    problems,
+    smooth_problem,
+)
 
 F = Fraction
 EPS = np.finfo(float).eps
@@ -413,7 +423,7 @@ def test_it_becomes_faster_than_any_linear_rate() -> None:
 
 
 @pytest.mark.claim("ours-null-step", shows="holds", by="property")
-@problems(smooth_convex, any_seed, any_scale)
+@problems(smooth_problem, any_seed, any_scale)
 def test_a_null_step_loses_nothing_whatever_p_is(problem, seed, size) -> None:
     """P is drawn at random, not even definite: the loss keeps gradient descent's own bound."""
     found, x = problem

@@ -60,7 +60,7 @@ def test_ranks_4_and_1_reach_95_percent_sooner_than_momentum(judged) -> None:
 
 
 @pytest.mark.claim("text-a4-improves-accuracy-low-k", shows="differs", by="experiment")
-def test_ranks_25_and_4_do_not_end_better_than_momentum(judged) -> None:
+def test_of_ranks_25_and_4_one_ends_worse_than_momentum(judged) -> None:
     judged("text-a4-improves-accuracy-low-k")
 
 

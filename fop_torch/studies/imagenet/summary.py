@@ -93,7 +93,6 @@ def _learned(records: Sequence[Record]) -> dict[str, tuple[Finding, ...]]:
     """What P becomes in the layers with 3 x 3 kernels, by the rules of the CIFAR-10 study."""
     group = HALF.pick(HALF.common(records, ("FOP",)), "FOP")
     structure = (
-        learned.strong_for_itself(group),
         learned.negative_neighbours(group),
         learned.similar_across_layers(group)._replace(what="similar across layers"),
     )
