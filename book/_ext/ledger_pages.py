@@ -278,12 +278,12 @@ def statement(claim: Claim) -> nodes.Node:
     return nodes.math_block(latex, latex, nowrap=True, number=None, label=None)
 
 
-def badge(verdict: str, *, compact: bool = False) -> tag:
-    """The verdict as a symbol and a word."""
+def badge(verdict: str, *, compact: bool = False, said: str = "") -> tag:
+    """The verdict as a symbol and a word; pointed at, it says what it means, of a row or in general."""
     symbol = el("span", SYMBOLS[verdict], classes="symbol", aria_hidden="true")
     word = el("span", verdict, classes="word")
     kind = "badge badge-compact" if compact else "badge"
-    return el("span", symbol, word, classes=f"{kind} verdict-{verdict}", title=ledger.VERDICTS[verdict])
+    return el("span", symbol, word, classes=f"{kind} verdict-{verdict}", title=said or ledger.VERDICTS[verdict])
 
 
 def refer(kind: str, target: str, *children: nodes.Node | str, classes: str = "") -> pending_xref:
@@ -464,7 +464,7 @@ class Verdict(LedgerDirective):
             "p",
             el("span", "Verdict", classes="kicker"),
             el("span", _tail(claim) or place(claim), classes="place"),
-            badge(verdict),
+            badge(verdict, said=ledger.meaning(claim, verdict)),
             el("span", ledger.meaning(claim, verdict), classes="meaning"),
             refer("row", claim.id, "ledger row"),
             classes="verdict-head",
@@ -571,7 +571,7 @@ class LedgerTable(LedgerDirective):
         told = f"{row.killed} of {row.planted} planted faults were noticed" if faults else "no fault was planted"
         summary = el(
             "summary",
-            badge(row.verdict),
+            badge(row.verdict, said=ledger.meaning(claim, row.verdict)),
             where_it_stands,
             el("span", *said, classes=how),
             el("span", faults, classes="row-faults", title=told),

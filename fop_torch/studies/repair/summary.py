@@ -99,8 +99,8 @@ def tuned(record: Record) -> Setting:
 
 def curve(record: Record) -> pd.Series:
     """The logarithm of the loss along the tuned setting, mean over the seeds, by the steps done."""
-    table = record.metrics
-    some = table[[str(part).startswith(tuned(record).part(0)[:-1]) for part in table["part"]]]
+    table, seeds = record.metrics, tuned(record).part(0)[:-1]
+    some = table[table["part"].str.startswith(seeds)]
     return np.log10(some.pivot_table(index="iteration", columns="part", values="value")).mean(axis=1)
 
 
