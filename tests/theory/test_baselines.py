@@ -125,6 +125,9 @@ def test_fop_with_one_number_is_not_baydin_s_update() -> None:
     scalar = 1 - rho * baselines.scalar_hypergradient(g, h, lr)
     factor = g - rho * hg.hypergradient(g, h, g, lr)
     assert (scalar, (factor @ factor.T)[0, 0]) == (Fraction(3, 2), 4)
+    # And a step of Eq. (4) that nobody holds back leaves the multiples of the identity, and the diagonals.
+    M, both = fractions([[1, 0], [0, 1]]), column(1, 1)
+    assert (M - rho * hg.hypergradient(both, both, M, lr)).tolist() == [[2, 1], [1, 2]]
     # To first order in rho the factor four between them is all: x^2 has the slope 2 x, twice.
     rho_ = sp.Symbol("rho")
     p = baselines.diagonal_update(sp.Matrix([1]), sp.Matrix([1]), sp.Matrix([1]), 1, rho_)[0]

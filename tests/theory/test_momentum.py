@@ -88,6 +88,7 @@ def test_eq_7_is_eq_5_in_eq_6_with_a_learning_rate(m: int, n: int, k: int) -> No
 
 @pytest.mark.claim("eq-6", shows="corrected", by="property")
 @pytest.mark.claim("eq-7", shows="holds", by="property")
+@pytest.mark.claim("text-2-1-passed-to-optimizer", shows="corrected", by="property")
 @given(st.data())
 def test_eq_7_is_the_oracle_s_momentum(data) -> None:
     """Without momentum it is Eq. (2); with it, gradient descent with momentum that is handed P G."""

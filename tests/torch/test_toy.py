@@ -96,7 +96,7 @@ def test_closed_forms_give_the_same_counts_as_autograd(product: str, order: str,
 
 @pytest.mark.claim("ours-fig-1-formula", shows="holds", by="experiment")
 def test_only_the_product_without_transpose_gives_both_counts_at_one_hyper_lr() -> None:
-    """Nine forms of FOP, 181 values of rho: the pair (543, 289) belongs to one form alone."""
+    """Nine forms of FOP, 161 values of rho: the pair (543, 289) belongs to one form alone."""
     hyper_lrs = np.round(np.arange(0.009, 0.01101, 0.0000125), 7)
     fitting = {}
     for product in toy.PRODUCTS:
