@@ -205,6 +205,9 @@ def test_an_advantage_by_turning(judged) -> None:
     judged("deceptive", "text-4-4-deceptive")
 
 
+@pytest.mark.claim("text-a5-best-settings", shows="matches", by="experiment")
+@pytest.mark.claim("text-a5-best-settings", shows="differs", by="experiment")
+@pytest.mark.claim("text-a5-best-settings", shows="undecided", by="experiment")
 def test_the_settings_that_the_paper_found_best(judged) -> None:
     judged("search", "text-a5-best-settings")
 

@@ -232,8 +232,13 @@ def test_the_paper_s_settings_have_the_rate_of_m_that_the_search_finds() -> None
     for method in ("FOP", "matched"):
         found = summary.pick(made, method, Setting("paper", FLAT))
         assert {(r.config["lr"], r.config["hyper_lr"]) for r in found} == {(3e-4, rate)}
-        assert {r.config["lr"] for r in summary.pick(made, method, Setting("tuned", FLAT))} == {3e-3}
+    assert {r.config["lr"] for r in summary.pick(made, "FOP", Setting("tuned", FLAT))} == {3e-3}
+    with pytest.raises(MissingRunsError, match="no recorded run of matched, flat, tuned settings"):
+        summary.pick(made, "matched", Setting("tuned", FLAT))
     assert said(summary.verdicts(made)["fig-4"]) == ["matches"] * 2
+    table = summary.settings(made)["hyper_lr"]
+    assert [table[name, "FOP"] for name in ("first", "paper", "tuned")] == [1e-4, rate, rate]
+    assert table.drop("FOP", level=1).isna().all()
 
 
 def test_search_is_decided_by_every_seed() -> None:

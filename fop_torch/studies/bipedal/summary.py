@@ -138,6 +138,20 @@ def settings_of(records: Sequence[Record], method: str, name: str) -> tuple[floa
     return found
 
 
+def settings(records: Sequence[Record]) -> pd.DataFrame:
+    """Learning rate, minibatch and, of FOP, rate of M of the methods of Figure 4 in each comparison.
+
+    Raises:
+        MissingRunsError: If the search is not complete.
+    """
+    rows = {}
+    for name in ("first", "paper", "tuned"):
+        for method in MAIN:
+            lr, batch, hyper_lr = settings_of(records, method, name)
+            rows[name, method] = {"lr": lr, "batch": batch, "hyper_lr": hyper_lr if method == "FOP" else np.nan}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def pick(records: Sequence[Record], method: str, setting: Setting) -> list[Record]:
     """The runs of one method, by seed.
 
@@ -633,6 +647,7 @@ def report(records: Sequence[Record], *only: str) -> str:
         "Where it comes from": lambda: facts(provenance(STUDY, records)),
         "How far the records go": lambda: standing(records),
     }
+    sections["Settings"] = lambda: text(settings(records), "")
     for name in ("first", "paper", "tuned"):
         for terrain, title in TERRAINS.items():
             where, setting = f"{title}, {name} settings", Setting(name, terrain)

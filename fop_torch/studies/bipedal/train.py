@@ -137,7 +137,7 @@ def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
     """The runs of a profile, as far as they can be named; see `Study.runs`.
 
     In this order, seed by seed: the paper's settings on the flat terrain, the search, hardcore; then, when the search
-    is recorded, what it found on both; last the controls that follow recorded runs.
+    is recorded, what it found on both; last the controls that follow recorded runs of FOP at the paper's settings.
     """
     if profile == "smoke":
         base = lasting(Config("FOP", 0, steps=1024, tested=1), 4)
@@ -153,11 +153,12 @@ def runs(profile: str, records: Sequence[Record] = ()) -> list[Config]:
         for terrain, length, seeds in zip((FLAT, HARDCORE), LENGTHS[profile], SEEDS[profile], strict=False)
     )
     found = flat + search(profile) + hardcore + tuned(profile, records)
-    return found + _matched([config for config in found if config.seed < SEARCH_SEED], records)
+    printed = [c for c in found if c.seed < SEARCH_SEED and (c.lr, c.batch) == (METHODS[c.method], Config.batch)]
+    return found + _matched(printed, records)
 
 
 def _matched(followed: Sequence[Config], records: Sequence[Record]) -> list[Config]:
-    """The control of each FOP run that is recorded and can be followed."""
+    """The control of each FOP run among these that is recorded and can be followed."""
     known = {record.key: record for record in records}
     keys = {config: run_key(STUDY.name, config) for config in followed if config.method == "FOP"}
     return [
@@ -222,7 +223,7 @@ def best(
 
     found = {each: v for each, v in scores(records, profile, method).items() if eligible(*each[:2])}
     wanted = [c for c in search(profile) if c.method == method and c.form == Config.form and eligible(c.lr, c.batch)]
-    if sum(map(len, found.values())) < len(wanted):
+    if not wanted or sum(map(len, found.values())) < len(wanted):
         return None
     return max(found, key=lambda each: (float(np.mean(found[each])), -each[0], each[1], -each[2]))
 
@@ -242,11 +243,11 @@ def late_return(record: Record) -> float:
 
 
 def tuned(profile: str, records: Sequence[Record]) -> list[Config]:
-    """What the search found, where it is not run before: each method at its own best; and FOP at the paper's settings.
+    """What the search found and is not run before: Figure 4's methods at their own best; FOP at the paper's settings.
 
     The paper leaves FOP's rate of M open: with its learning rate and minibatch goes the best one of the search.
     """
-    chosen = [(method, best(records, profile, method)) for method in ("FOP", "momentum", "Adam", "S-HD")]
+    chosen = [(method, best(records, profile, method)) for method in SEARCHED]
     chosen.insert(0, ("FOP", best(records, profile, "FOP", printed=True)))
     found = [
         lasting(Config(method, seed, terrain, lr=these[0], batch=these[1], hyper_lr=these[2]), length)
