@@ -29,15 +29,18 @@ def _detail(row: ledger.Judged, claims: list[ledger.Claim]) -> str:
         lines.append(f"paper: {claim.value:g} {claim.unit}  ours: {ours}  tolerance: {claim.tolerance:g}")
     if claim.witness:
         lines.append(f"witness: fop_theory/witnesses/{claim.witness}.py")
-    lines += [f"test: {s.test} shows that it {s.shows}, {s.by}" for s in row.evidence]
+    lines += [f"test: {s.test} shows: {s.shows}, by: {s.by}" for s in row.evidence]
     if row.planted:
         lines.append(f"mutants: {row.killed} of {row.planted} killed")
-    lines.append(f"rests on: {', '.join(claim.rests_on) or 'nothing'}")
-    lines.append(f"falls with it: {', '.join(ledger.falls_with(claims, claim.id)) or 'nothing'}")
     for title, names in (
-        ("in place of", claim.in_place_of), ("in its place", ledger.in_place_of(claims, claim.id)),
-    ):  # fmt: skip
-        lines += [f"{title}: {', '.join(names)}"] if names else []
+        ("made of", claim.parts),
+        ("rests on", claim.rests_on),
+        ("what rests on it", ledger.falls_with(claims, claim.id)),
+        ("in place of", claim.in_place_of),
+        ("in its place", ledger.in_place_of(claims, claim.id)),
+    ):
+        if names:
+            lines.append(textwrap.fill(f"{title}: {', '.join(names)}", 100, subsequent_indent="  "))
     return "\n".join(lines)
 
 

@@ -98,6 +98,7 @@ def assign(
         Groups with named parameters, one for each set of options, in the order of the model.
 
     Raises:
+        TypeError: If `model` is not a module.
         ValueError: If a rule matches nothing, names an unknown form, or misspells an option.
 
     Example:
@@ -109,6 +110,8 @@ def assign(
         auto ['0.bias']
         none ['2.weight', '2.bias']
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected the network itself, a torch.nn.Module, got {type(model).__name__}")
     rules = dict(rules or {})
     options = {
         key: dict(value) if isinstance(value, dict) else {"preconditioner": value} for key, value in rules.items()

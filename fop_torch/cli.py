@@ -252,7 +252,7 @@ def _summary(named: dict[str, Any], recorded: Sequence[Record], code: str) -> st
     lines = [", ".join(told)]
     lines.append(f"device: {_counted(each['device'] for each in facts)}")
     sources = (each["data"] for each in facts if "data" in each)
-    lines.append(f"data: {_counted('{name} from {source}, digest {digest}'.format(**each) for each in sources)}")
+    lines.append(f"data: {_counted('{name}, {source}, digest {digest}'.format(**each) for each in sources)}")
     other = sum(each["code_digest"] != code for each in facts)
     earlier = f"{other} runs by an earlier state of the code; `git log` shows what has changed since"
     lines.append(f"code: {earlier if other else 'as it stands here'}")
@@ -359,12 +359,19 @@ def doctor() -> None:
         if study.setup is None:
             click.echo(f"cost      {study.name}: not counted, a run is many small trainings")
             continue
-        wanted = {profile: list(_runs(study, profile)[0].values()) for profile in study.profiles}
+        runs = {profile: _runs(study, profile) for profile in study.profiles}
+        wanted = {profile: list(named.values()) for profile, (named, _) in runs.items()}
         costs = costs_here(study, wanted, device.type, budget=25 / len(MODULES))
         for profile, configs in wanted.items():
             told = f"{len(configs)} runs, about {duration(costs[profile])} one after the other"
+            if recorded := runs[profile][1]:
+                took = duration(sum(record.facts["seconds"] for record in recorded))
+                told += f"; {len(recorded)} are recorded, and took {took}"
             click.echo(f"cost      {study.name}, {profile}: {told}")
-    click.echo("Cost: steps alone, timed just now with one thread; more runs may be named when these are recorded.")
+    click.echo(
+        "Cost: steps of the optimizer alone, timed just now with one thread: a walker's simulator and the evaluation "
+        "come on top; more runs may be named when these are recorded."
+    )
     load, processors = os.getloadavg()[0], os.cpu_count() or 1
     if load > processors + 1:  # one process is this one
         click.echo(f"This machine is busy: {load:.0f} processes want its {processors} processors. Idle, it takes less.")

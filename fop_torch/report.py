@@ -115,6 +115,7 @@ class Recorder:
         every: Steps between two records, at least 1.
 
     Raises:
+        TypeError: If the optimizer has no preconditioner to record.
         ValueError: If `every` is not a positive whole number.
 
     Example:
@@ -132,6 +133,8 @@ class Recorder:
     """
 
     def __init__(self, optimizer: FOP, every: int = 100) -> None:
+        if not hasattr(optimizer, "preconditioners"):
+            raise TypeError(f"optimizer: expected FOP, SHD or PPHD, got {type(optimizer).__name__}")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every: expected a whole number, at least 1, got {every!r}")
         self.every = every

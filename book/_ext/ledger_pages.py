@@ -405,6 +405,10 @@ def note(env, names: Iterable[str], who: str, location: str) -> list[str]:
     return good
 
 
+#: The verdicts on a statement of ours that say that it is so.
+HELD = ("verified", "verified-under", "reproduced")
+
+
 class PaperSays(LedgerDirective):
     """The paper's words, visibly not ours; a row of ours gets a box that says so."""
 
@@ -413,14 +417,18 @@ class PaperSays(LedgerDirective):
 
     def run(self) -> list[nodes.Node]:
         names = self.known(self.arguments[0].split())
-        return [self.box(origin, list(group)) for origin, group in groupby(names, self.origin)]
+        return [self.box(kicker, list(group)) for kicker, group in groupby(names, self.kicker)]
 
-    def origin(self, name: str) -> str:
-        return self.book.rows[name].claim.origin
+    def kicker(self, name: str) -> str:
+        """Who says it; a statement of ours that did not turn out so was a question."""
+        row = self.book.rows[name]
+        if row.claim.origin == "paper":
+            return "Paper says"
+        return "This book states" if row.verdict in HELD else "This book asks"
 
-    def box(self, origin: str, names: list[str]) -> nodes.Node:
+    def box(self, kicker: str, names: list[str]) -> nodes.Node:
         """What the paper says, or what this book states: never in the same box."""
-        kicker, kind = ("Paper says", "paper-says") if origin == "paper" else ("This book states", "book-states")
+        kind = "paper-says" if kicker == "Paper says" else "book-states"
         box = el("aside", classes=f"says {kind}", aria_label=kicker)
         claims = [self.book.rows[name].claim for name in names]
         for _, same in groupby(claims, lambda claim: claim.quote or claim.id):
@@ -601,7 +609,8 @@ class LedgerCounts(LedgerDirective):
         self.known(["*"])
         rows = [row for row in self.book.rows.values() if row.claim.origin == "paper"]
         counts = ledger.counts(rows)
-        total, judged = sum(counts.values()), sum(counts.values()) - counts.get("open", 0)
+        total, unchecked = sum(counts.values()), counts.get("not-checkable", 0)
+        judged = total - unchecked - counts.get("open", 0)
         bar = el("div", classes="counts-bar", aria_hidden="true")
         chips = el("ul", classes="counts-chips")
         for verdict, count in counts.items():
@@ -612,8 +621,9 @@ class LedgerCounts(LedgerDirective):
         planted = sum(row.planted for row in self.book.rows.values())
         killed = sum(row.killed for row in self.book.rows.values())
         said = (
-            f"{judged} of the paper's {total} claims are judged so far, by {len(self.book.tests)} tests. "
-            f"Those tests noticed {killed} of {planted} faults that were planted in our formulas."
+            f"{judged} of the paper's {total} claims are judged so far, and {unchecked} cannot be. "
+            f"{len(self.book.tests)} tests judge them and our own statements; "
+            f"they noticed {killed} of {planted} faults that were planted in our formulas."
         )
         return [el("div", bar, chips, el("p", said), classes="ledger-counts")]
 

@@ -74,7 +74,7 @@ def recorded(name: str, profile: str | None = None) -> list[Record]:
         if records:
             return records
     raise FileNotFoundError(
-        f"no recorded runs of {name} under {store.root}; make them with: fop run {name} --profile laptop"
+        f"no recorded runs of {name} under {store.root}; make them with: fop run {name} --profile {profile or 'laptop'}"
     )
 
 

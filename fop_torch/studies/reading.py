@@ -130,6 +130,8 @@ def interval(seen: Comparison, digits: int = 2) -> str:
 
 def text(table: pd.DataFrame, missing: str = "NaN") -> str:
     """A table as text, five digits a number; `missing` for NaN."""
+    if table.empty:
+        return "none of these runs"
     return table.to_string(float_format=lambda number: f"{number:.5g}", na_rep=missing)
 
 

@@ -477,6 +477,7 @@ def small(monkeypatch) -> list[dict[str, Any]]:
         row("b", rests_on=["a"], expected="refuted", witness="sum", quote="two and two"),
         row("c", rests_on=["b"], plan="later"),
         row("d", origin="ours", in_place_of=["b"], plan="done"),
+        row("e", parts=["a", "d"], expected="reproduced"),
     ]
     shown = [("a", "value", "numeric"), ("b", "fails", "exact"), ("c", "holds", "exact", "failed")]
     shown += [("d", "holds", "exact")]
@@ -488,12 +489,12 @@ def small(monkeypatch) -> list[dict[str, Any]]:
 def test_the_whole_ledger_in_the_terminal(small, capsys) -> None:
     assert terminal.main(["ledger"]) == 1
     said = capsys.readouterr()
-    first, second, third, fourth, *counts = said.out.splitlines()
+    first, second, third, fourth, _, *counts = said.out.splitlines()
     assert first.split() == ["a", "reproduced", "Section", "2.1"]
     assert second.split()[:2] == ["b", "refuted"]
     assert third.split()[:2] == ["c", "open"]
     assert fourth.split()[:2] == ["d", "verified"]
-    assert counts == ["claims of the paper, 3: 1 refuted, 1 reproduced, 1 open", "statements of ours, 1: 1 verified"]
+    assert counts == ["claims of the paper, 4: 1 refuted, 2 reproduced, 1 open", "statements of ours, 1: 1 verified"]
     assert said.err.splitlines() == [
         "c: tests: tests/test_2.py::test did not pass",
         "c: expected: verified, but the evidence gives open",
@@ -509,9 +510,9 @@ def test_one_claim_in_the_terminal(small, capsys) -> None:
         "verdict: refuted, false, with a witness that runs alone",
         "quote: two and two",
         "witness: fop_theory/witnesses/sum.py",
-        "test: tests/test_1.py::test shows that it fails, exact",
+        "test: tests/test_1.py::test shows: fails, by: exact",
         "rests on: a",
-        "falls with it: c",
+        "what rests on it: c",
         "in its place: d",
     ):
         assert line in said.out.splitlines()
@@ -527,6 +528,8 @@ def test_one_claim_in_the_terminal(small, capsys) -> None:
     assert "in place of: b" in lines
     assert "checked: by counting" in lines
     assert "plan: done" not in lines
+    assert terminal.main(["ledger", "--claim", "e"]) == 0
+    assert "made of: a, d" in capsys.readouterr().out.splitlines()
 
 
 def test_the_ledger_as_json(small, capsys) -> None:

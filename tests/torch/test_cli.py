@@ -381,6 +381,7 @@ def test_report_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = fop("report", "tiny")
     assert found.exit_code == 1
     assert re.fullmatch(r"Error: no recorded runs of tiny under .*fop run tiny --profile laptop\n", found.stderr)
+    assert fop("report", "tiny", "--profile", "smoke").stderr.endswith(" fop run tiny --profile smoke\n")
 
 
 def test_report_of_smoke_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,6 +435,10 @@ def test_doctor(load: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert len(free) == 2
     assert all(0 < number < 1e7 for number in free)
     assert not (tmp_path / "results").exists()  # it looks and makes nothing
+    assert ", and took" not in found.stdout
+    for config in (Config(), Config(seed=1)):
+        record(config)
+    assert " one after the other; 2 are recorded, and took 3 min\n" in fop("doctor").stdout
     assert ("This machine is busy: 99 processes want its" in found.stdout) == (load > 1)
 
 

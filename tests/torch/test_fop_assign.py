@@ -360,3 +360,8 @@ def test_a_misspelt_option_in_a_rule_is_named() -> None:
         assign(model, {"linear": {"momentun": 0.5}})
     (group, _) = assign(model, {"linear": {"colour": "red"}})
     assert group["colour"] == "red"
+
+
+def test_parameters_in_place_of_the_model_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"model: expected the network itself, a torch.nn.Module, got generator"):
+        assign(nn.Linear(3, 2).parameters(), {})  # type: ignore[arg-type]

@@ -95,6 +95,11 @@ def test_a_bad_interval_is_named(every: object) -> None:
         Recorder(optimizer, every=every)  # type: ignore[arg-type]
 
 
+def test_an_optimizer_that_learns_nothing_is_not_recorded() -> None:
+    with pytest.raises(TypeError, match="optimizer: expected FOP, SHD or PPHD, got SGD"):
+        Recorder(torch.optim.SGD([torch.ones(1)], 0.1))  # type: ignore[arg-type]
+
+
 def test_a_preconditioner_that_has_overflowed_can_be_looked_at() -> None:
     """The solver for eigenvalues refuses what is not finite; who looks then wants to see just that."""
     _, optimizer = trained(steps=2)
