@@ -1,14 +1,21 @@
 /* The two products of a spatial step, for rows of few floats: out = G P, and C = G^T H. `kernels.py` calls them.
  *
- * A row of m floats is taken as V vectors of eight, the last of which reaches into the next row. What is read or written
- * there too much is not used, or is written over by the next row; the last rows of a block are taken exactly.
+ * A row of m floats is taken as V vectors, the last of which reaches into the next row. What is read or written there
+ * too much is not used, or is written over by the next row; the last rows of a block are taken exactly.
  *
- * Rows come in blocks of a fixed length, whose sums are added in order: the bits don't depend on the number of threads.
+ * Rows come in blocks of a fixed length, whose sums are added in order, and every entry has a lane of its own: the bits
+ * depend neither on the number of threads nor on that of the lanes, which is eight, or sixteen with AVX-512.
  */
 #include <stddef.h>
 #include <string.h>
 
+#ifdef __AVX512F__
+#define LANES 16
+#define FITS __builtin_cpu_supports("avx512f")
+#else
 #define LANES 8
+#define FITS 1
+#endif
 #define BLOCK 2048
 #define BLOCKS(n) (((n) + BLOCK - 1) / BLOCK)
 #define LEFT(n, b) ((n) - (b) * BLOCK < BLOCK ? (n) - (b) * BLOCK : BLOCK)
@@ -57,7 +64,7 @@ INLINE void gram_rows(const float *G, const float *H, float *C, size from, size 
 /* A block of n rows; m and `exact` are constants where the functions above are unrolled. */
 #define OF_WIDTH(rows, m) case m: rows(a, b, c, 0, wide, m, 0); rows(a, b, c, wide, n, m, 1); break;
 #define BLOCK_OF(rows) \
-  size wide = n - 2 * LANES; \
+  size wide = n - WIDEST; \
   if (wide < 0) wide = 0; \
   switch (m) { OF_WIDTH(rows, 3) OF_WIDTH(rows, 4) OF_WIDTH(rows, 5) OF_WIDTH(rows, 7) OF_WIDTH(rows, 8) \
                OF_WIDTH(rows, 9) OF_WIDTH(rows, 16) }
@@ -65,7 +72,7 @@ INLINE void gram_rows(const float *G, const float *H, float *C, size from, size 
 static void times_block(const float *a, const float *b, float *c, size n, int m) { BLOCK_OF(times_rows) }
 static void gram_block(const float *a, const float *b, float *c, size n, int m) { BLOCK_OF(gram_rows) }
 
-int fop_fits(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+int fop_fits(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && FITS; }
 
 /* For each of the layers G: [rows, m], P: [m, m], out: [rows, m]. */
 void fop_times(int layers, float **G, const float *P, float **out, const size *rows, int m, int threads) {

@@ -300,9 +300,6 @@ class Spatial(Dense):
     """
 
     batched = True
-    #: The two products with the many rows, by torch's calls; `fop_torch.kernels` has others.
-    times = staticmethod(times)
-    grams = staticmethod(grams)
 
     def check(self, shape: torch.Size) -> None:
         """A kernel has two dimensions of channels and at least one of space."""
@@ -332,20 +329,27 @@ class Spatial(Dense):
     ) -> list[Tensor]:
         """`G P`."""
         M = torch.stack(tuple(Ms))
-        into = [None if out is None else self.rows(out) for out in outs or [None] * len(Gs)]
-        found = self.times([self.rows(G) for G in Gs], torch.bmm(M, M.mT), into)
+        return self.times(Gs, torch.bmm(M, M.mT), outs or [None] * len(Gs))
+
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`(G^T H + H^T G) M`."""
+        C = self.grams(Gs, Hs)
+        return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
+
+    def times(self, Gs: Tensors, P: Tensor, outs: Sequence[Tensor | None]) -> list[Tensor]:
+        """`G P`, the product with the many rows; by torch's calls, `fop_torch.kernels` has others."""
+        found = times([self.rows(G) for G in Gs], P, [None if out is None else self.rows(out) for out in outs])
         return [
             product.view_as(G) if product.dim() == 2 else product.view_as(G.movedim(1, -1)).movedim(-1, 1)
             for G, product in zip(Gs, found, strict=True)
         ]
 
-    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
-        """`(G^T H + H^T G) M`."""
+    def grams(self, Gs: Tensors, Hs: Tensors) -> Tensor:
+        """`G^T H`, likewise."""
         if any(G.stride() != H.stride() for G, H in zip(Gs, Hs, strict=True)):
             # They lie alike in memory unless somebody changed the layout between two steps.
             Gs, Hs = [G.contiguous() for G in Gs], [H.contiguous() for H in Hs]
-        C = self.grams([self.rows(G) for G in Gs], [self.rows(H) for H in Hs])
-        return list(torch.bmm(C + C.mT, torch.stack(tuple(Ms))).unbind())
+        return grams([self.rows(G) for G in Gs], [self.rows(H) for H in Hs])
 
 
 class Rates(Form):

@@ -130,7 +130,7 @@ def narrow_products(rounds: int) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     if kernels.library is not None:
         candidates["product, kernel"] = lambda: kernels.times([G], P[None], [out])
-        candidates["gram, kernel"] = lambda: kernels.grams([G], [H])
+        candidates["gram, kernel"] = lambda: kernels.grams([G], [H], 9)
     found = interleave(candidates, 2 * rounds)
     for name, each in found.items():
         yield {

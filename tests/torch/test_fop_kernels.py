@@ -20,6 +20,7 @@ from fop_torch import FOP, kernels, preconditioners
 
 ROOT = Path(__file__).parents[2]
 built = pytest.mark.skipif(kernels.library is None, reason="the library isn't built here")
+both_built = pytest.mark.skipif(not (kernels.library and kernels.wide), reason="not built, or not for this processor")
 #: Rows: none, fewer than a vector reaches over, about a block, several blocks.
 ROWS = (0, 1, 2, 5, 15, 17, kernels.BLOCK - 1, kernels.BLOCK + 1, 3 * kernels.BLOCK + 7)
 
@@ -46,12 +47,13 @@ def test_the_library_is_built_where_there_is_a_compiler() -> None:
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("no GCC")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (module,) = settings["tool"]["setuptools"]["ext-modules"]
-    command = ["gcc", *module["extra-compile-args"], "-fsyntax-only", "-Wall", "-Werror", *module["sources"]]
     if subprocess.run(["gcc", "-march=x86-64-v3", "-E", "-x", "c", "/dev/null"], capture_output=True).returncode:
         pytest.skip("not x86-64, or an old GCC")
-    subprocess.run(command, cwd=ROOT, check=True)
+    for module in settings["tool"]["setuptools"]["ext-modules"]:
+        command = ["gcc", *module["extra-compile-args"], "-fsyntax-only", "-Wall", "-Werror", *module["sources"]]
+        subprocess.run(command, cwd=ROOT, check=True)
     assert kernels.library is not None
+    assert kernels.wide is not None or "avx512f" not in Path("/proc/cpuinfo").read_text().split()
 
 
 @built
@@ -59,10 +61,10 @@ def test_the_library_is_built_where_there_is_a_compiler() -> None:
 def test_products_equal_those_in_double_precision(m: int) -> None:
     """Rounding of m or n terms, each relative to the sum of their sizes."""
     Gs, Hs, P = both(m)
-    assert kernels.takes(Gs)
+    assert kernels.takes(m, Gs)
     guarded = [torch.full((len(G) + 4, m), 7.0) for G in Gs]  # nothing is written past the end
     outs = [memory[: len(G)] for G, memory in zip(Gs, guarded, strict=True)]
-    products, C = kernels.times(Gs, P, outs), kernels.grams(Gs, Hs)
+    products, C = kernels.times(Gs, P, outs), kernels.grams(Gs, Hs, m)
     eps = torch.finfo(torch.float32).eps
     for G, H, K, product, out, memory, gram in zip(Gs, Hs, P, products, outs, guarded, C, strict=True):
         assert product.data_ptr() == out.data_ptr()
@@ -79,9 +81,28 @@ def test_bits_do_not_depend_on_the_threads(m: int, threads: None) -> None:
     found = []
     for count in (1, 2, 3, 2):
         torch.set_num_threads(count)
-        found.append([*kernels.times(Gs, P, [None] * len(Gs)), kernels.grams(Gs, Hs)])
+        found.append([*kernels.times(Gs, P, [None] * len(Gs)), kernels.grams(Gs, Hs, m)])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@both_built
+@pytest.mark.parametrize("m", kernels.WIDTHS)
+def test_bits_do_not_depend_on_the_lanes(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every entry is summed in a lane of its own, in the same order in both."""
+    Gs, Hs, P = both(m)
+    found = []
+    for library in (kernels.load("_narrow"), kernels.load("_narrow_wide")):
+        monkeypatch.setattr(kernels, "_for", lambda m, library=library: library)
+        found.append([*kernels.times(Gs, P, [None] * len(Gs)), kernels.grams(Gs, Hs, m)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@both_built
+def test_the_wider_where_rows_fill_it_and_the_other_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [kernels._for(m) for m in (8, 9)] == [kernels.library, kernels.wide]
+    monkeypatch.setattr(kernels, "wide", None)
+    assert kernels._for(9) is kernels.library
 
 
 @built
@@ -98,7 +119,7 @@ def test_what_is_not_finite_stays_in_its_row(m: int) -> None:
     assert rows == [100, len(G) - 2]
     product[rows] = clean[rows]
     assert torch.equal(product, clean)
-    one = kernels.grams([spoilt[:100]], [spoilt[:100]])
+    one = kernels.grams([spoilt[:100]], [spoilt[:100]], m)
     assert one.isfinite().all()
 
 
@@ -126,7 +147,7 @@ def test_steps_equal_those_of_torchs_calls(options: dict[str, Any], monkeypatch:
     """Adam divides by its gradient's size: what is left of rounding is relative to the step, not to the gradient."""
     calls = []
     monkeypatch.setattr(
-        kernels, "takes", lambda tensors, takes=kernels.takes: calls.append(takes(tensors)) or calls[-1]
+        kernels, "takes", lambda m, tensors, takes=kernels.takes: calls.append(takes(m, tensors)) or calls[-1]
     )
     fast = steps(**options)
     assert sum(calls) > len(calls) / 2
@@ -153,14 +174,17 @@ def test_a_run_resumed_has_the_same_bits(tmp_path: Path) -> None:
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Absent or broken, it is as if it had never been there."""
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
-    assert kernels.load() is None
-    (tmp_path / f"_narrow{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
-    assert kernels.load() is None
+    for name in ("_narrow", "_narrow_wide"):
+        assert kernels.load(name) is None
+        (tmp_path / f"{name}{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+        assert kernels.load(name) is None
     monkeypatch.setattr(kernels, "library", None)
     Gs, Hs, P = both(9)
-    assert not kernels.takes(Gs)
-    assert torch.equal(kernels.grams(Gs[-1:], Hs[-1:]), preconditioners.grams(Gs[-1:], Hs[-1:]))
-    assert torch.equal(kernels.times(Gs[-1:], P[-1:], [None])[0], preconditioners.times(Gs[-1:], P[-1:], [None])[0])
+    G, H = (each[-1].view(-1, 1, 3, 3) for each in (Gs, Hs))
+    assert not kernels.takes(9, [G])
+    assert torch.equal(kernels.SPATIAL.grams([G], [H]), preconditioners.grams(Gs[-1:], Hs[-1:]))
+    (product,) = kernels.SPATIAL.times([G], P[-1:], [None])
+    assert torch.equal(product.view(-1, 9), preconditioners.times(Gs[-1:], P[-1:], [None])[0])
 
 
 @built
