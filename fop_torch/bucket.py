@@ -51,7 +51,8 @@ class Bucket:
             at, projected = [state["prev_M"] for state in self.states], None
         if group["through"] == "step" and "sensitivity" in self.states[0]:
             Gs = list(torch._foreach_mul(Gs, [state["sensitivity"] for state in self.states]))
-        Hs = [state["prev_grad"].to(M.dtype) for state, M in zip(self.states, at, strict=True)]
+        kept = [state["prev_grad"] for state in self.states]
+        Hs = [H if H.dtype == M.dtype else H.to(M.dtype) for H, M in zip(kept, at, strict=True)]
         slopes = form.slopes(at, Gs, Hs, projected)
         if group["normalize"] and isinstance(form, Dense):
             scales = form.scales(at)
@@ -80,8 +81,8 @@ class Bucket:
         """
         olds: list[Tensor] | None = None
         if in_place and self.group["through"] != "velocity":
-            for p, state in zip(self.params, self.states, strict=True):
-                if not self.seen:
+            if not self.seen:
+                for p, state in zip(self.params, self.states, strict=True):
                     state["prev_grad"] = torch.empty_like(gradient(p))
             olds = [state["prev_grad"] for state in self.states]
             alike = all(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 #: Tensors up to this many entries are looked at together, larger ones each on its own, without a copy.
 SMALL = 4096
@@ -39,10 +40,10 @@ def _norms(tensors: list[Tensor]) -> list[Tensor]:
     large: list[Tensor] = []
     for tensor in tensors:
         if tensor.numel() <= SMALL:
-            small.setdefault(tensor.device, []).append(tensor.reshape(-1))
+            small.setdefault(tensor.device, []).append(tensor)
         else:
             large.append(tensor)
-    large += [torch.cat(alike) for alike in small.values()]
+    large += [_flatten_dense_tensors(alike) for alike in small.values()]
     return [torch.linalg.vector_norm(tensor, dtype=_wide(tensor)) for tensor in large]
 
 

@@ -212,10 +212,10 @@ class Dense(Form):
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`G^T (H M) + H^T (G M)` (Eq. (4) without its factor)."""
         projected = self.project(Ms, Gs) if projected is None else projected
-        return [
-            torch.addmm(torch.mm(self.rows(H).mT, GM), self.rows(G).mT, torch.mm(self.rows(H), M))
-            for M, G, H, GM in zip(Ms, Gs, Hs, projected, strict=True)
-        ]
+        found = []
+        for M, G, H, GM in zip(Ms, map(self.rows, Gs), map(self.rows, Hs), projected, strict=True):
+            found.append(torch.addmm(torch.mm(H.mT, GM), G.mT, torch.mm(H, M)))
+        return found
 
     def scales(self, Ms: Tensors) -> list[Tensor]:
         """Eq. (11)'s factor `sqrt(m) / |P|_F` for each parameter, 0-d."""

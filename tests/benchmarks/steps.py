@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,6 +89,12 @@ def small_net(rounds: int) -> Iterator[dict[str, Any]]:
         "FOP on Adam, dense": lambda net: FOP(net.parameters(), RATE, base=Adam, foreach=True),
         "FOP on momentum, dense": lambda net: FOP(net.parameters(), RATE, momentum=0.9, foreach=True),
         "FOP on momentum, dense, fused": lambda net: FOP(net.parameters(), RATE, momentum=0.9, fused=True),
+        "FOP on momentum, dense, M frozen": lambda net: FOP(
+            net.parameters(), RATE, momentum=0.9, foreach=True, hyper_lr=0
+        ),
+        "FOP on momentum, dense, unchecked": lambda net: FOP(
+            net.parameters(), RATE, momentum=0.9, foreach=True, nonfinite="ignore"
+        ),
         **{
             f"FOP on momentum, {form}": lambda net, form=form: FOP(
                 net.parameters(), RATE, momentum=0.9, foreach=True, preconditioner=form, **REPAIRED[form]
@@ -95,7 +102,9 @@ def small_net(rounds: int) -> Iterator[dict[str, Any]]:
             for form in REPAIRED
         },
     }
-    for cold in (False, True):
+    every = torch.get_num_threads()
+    for threads, cold in itertools.product(sorted({1, every}), (False, True)):
+        torch.set_num_threads(threads)
         optimizers = {name: make(gradients(ActorCritic())) for name, make in makers.items()}
         net = gradients(ActorCritic())
         groups = [
@@ -109,8 +118,10 @@ def small_net(rounds: int) -> Iterator[dict[str, Any]]:
             yield {
                 "section": "small net", "network": "24-40-40-4 and a value head", "name": name,
                 "baseline": "Adam, foreach", "unit": "ratio", "caches": "cold" if cold else "warm",
+                "threads": threads,
                 **quartiles(ratios(each, found["Adam, foreach"])), "seconds": quartiles(each)["value"],
             }  # fmt: skip
+    torch.set_num_threads(every)
 
 
 def narrow_products(rounds: int) -> Iterator[dict[str, Any]]:
