@@ -6,7 +6,6 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from fop_torch.options import OPTIONS
+from fop_torch.options import OPTIONS, check_names
 from fop_torch.preconditioners import FORMS
 
 KINDS = (*FORMS, "none")
@@ -116,16 +115,12 @@ def assign(
     options = {
         key: dict(value) if isinstance(value, dict) else {"preconditioner": value} for key, value in rules.items()
     }
-    # A group may carry keys of the user's own; what nearly is an option is a slip of the pen.
     known = {*OPTIONS, "hyper_options", *inspect.signature(SGD).parameters, *inspect.signature(AdamW).parameters}
     for chosen in [*options.values(), {"preconditioner": default}]:
         kind = chosen.setdefault("preconditioner", default)
         if kind != "auto" and kind not in KINDS:
             raise ValueError(f"preconditioner: expected 'auto' or one of {', '.join(KINDS)}, got {kind!r}")
-        for option in chosen:
-            close = get_close_matches(option, known, n=1)
-            if option not in known and close:
-                raise ValueError(f"rules: unknown option {option!r}; did you mean {close[0]!r}?")
+        check_names(chosen, known, "rules")
     unused = set(rules)
     groups: dict[str, dict[str, Any]] = {}
     modules = dict(model.named_modules())

@@ -22,7 +22,16 @@ from fop_torch import checkpoint, kernels, report
 from fop_torch.assign import resolve
 from fop_torch.bucket import Bucket, adam_sensitivity, gradient, in_autocast
 from fop_torch.guard import Snapshot, finite, total_sizes
-from fop_torch.options import CHOICES, OPTIONS, check_form, check_number, check_options, check_parameter, check_rank
+from fop_torch.options import (
+    CHOICES,
+    OPTIONS,
+    check_form,
+    check_group,
+    check_number,
+    check_options,
+    check_parameter,
+    check_rank,
+)
 from fop_torch.preconditioners import FORMS
 from fop_torch.report import Learned
 
@@ -33,14 +42,15 @@ class FOP(Optimizer):
     Args:
         params: Parameters, named parameters or parameter groups, as for any optimizer; `fop_torch.assign` makes
             groups from rules. A group may overrule the options, but not `base`, `hyper`, `nonfinite`, `null_step`
-            and `seed`.
+            and `seed`, which are refused there.
         lr: Learning rate of the base optimizer, the paper's epsilon.
         hyper_lr: Learning rate of the hyper-optimizer, the paper's rho. 0 freezes M. Default 1e-4, the paper's
             (with Adam) for CIFAR-10 and ImageNet.
         preconditioner: `"spatial"` (k^2 x k^2, shared by all channels, Section 2.2), `"dense"` (m x m over the input
             dimension, Eq. (2)), `"low_rank"` (I + M M^T, Eq. (23)), `"diagonal"`, `"scalar"`, `"none"`, the paper's
             baselines `"s-hd"` and `"pp-hd"`, `"exponential"`, `"linear"`, or `"auto"`: spatial for kernels larger than
-            1 x 1; for matrices dense up to 128 inputs, low rank above; none for vectors. `"exponential"` is
+            1 x 1; for matrices dense up to 128 inputs, low rank above; none for vectors. A form that is named is given
+            to vectors too: a bias of n entries gets a dense M of n x n. `"exponential"` is
             P = exp(M), for every shape (over 128 inputs a rate alone), learned by the normalised hypergradient: its
             `hyper_lr` has no unit; take `hyper=torch.optim.SGD, hyper_lr=0.01, max_norm=2`. `"linear"` is P = M
             itself, in the same shapes and with the same rates; it may become indefinite, from which `max_norm` keeps
@@ -190,6 +200,7 @@ class FOP(Optimizer):
             TypeError: If a parameter is complex or sharded.
         """
         given = _listed(param_group)
+        check_group(param_group, self.defaults)
         options = {**self.defaults, **param_group}
         check_options(options, self.base, self._hyper_class)
         if self._null_step and options.get("maximize"):

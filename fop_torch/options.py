@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -26,12 +28,34 @@ OPTIONS: dict[str, Any] = {
     "safe": None,
     "max_norm": None,
 }
+#: What all groups share.
+SHARED = ("base", "hyper", "nonfinite", "null_step", "seed")
 CHOICES = {
     "order": ("paper", "m-first"),
     "index": ("printed", "exact"),
     "through": ("plain", "step", "velocity"),
     "nonfinite": ("skip", "ignore"),
 }
+
+
+def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise `ValueError` unless each name is known, or one of the user's own, as torch lets a group carry them.
+
+    What nearly is an option is a slip of the pen: "lr_scale" is the user's, "hyperlr" is not.
+    """
+    known = set(known)
+    for name in names:
+        close = [] if name in known else get_close_matches(name, known, n=1, cutoff=0.8)
+        if close:
+            raise ValueError(f"{where}: unknown option {name!r}; did you mean {close[0]!r}?")
+
+
+def check_group(group: dict[str, Any], defaults: Iterable[str]) -> None:
+    """Raise `ValueError` if a group names what all groups share, or misspells an option."""
+    for name in SHARED:
+        if name in group:
+            raise ValueError(f"{name}: one for all groups, got {group[name]!r} in a group; give it to the optimizer")
+    check_names(group, {*defaults, "params", "param_names", "forms", "ranks"}, "params")
 
 
 def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) -> None:
@@ -58,6 +82,8 @@ def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) ->
         raise ValueError("max_norm: with normalize the size of M has no effect; the norm of P is at most sqrt(m) there")
     if not isinstance(options["hyper_options"], dict):
         raise TypeError(f"hyper_options: expected a dictionary, got {options['hyper_options']!r}")
+    if "lr" in options["hyper_options"]:
+        raise ValueError(f"hyper_options: got lr={options['hyper_options']['lr']!r}; use hyper_lr")
     try:
         # The hyper-optimizer checks its own options, on a factor of one entry.
         hyper_class([torch.zeros(1, 1)], lr=options["hyper_lr"], **options["hyper_options"])

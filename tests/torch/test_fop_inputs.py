@@ -70,7 +70,7 @@ OF_A_GROUP: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": NAN}, "weight_decay.*nan"),
     ({"hyper_options": {"beta": 0.9}}, "hyper_options.*beta"),
     ({"hyper_options": {"betas": (2.0, 0.9)}}, "hyper_options.*beta.*2"),
-    ({"hyper_options": {"lr": 0.1}}, "hyper_options.*lr"),
+    ({"hyper_options": {"lr": 0.1}}, "hyper_options.*lr=0.1; use hyper_lr"),
     ({"hyper_options": 0.9}, "hyper_options.*0.9"),
 ]
 #: Options of the whole optimizer.
@@ -133,6 +133,30 @@ def test_bad_options_of_a_group_change_nothing(options: dict[str, Any], message:
     with pytest.raises((ValueError, TypeError), match=re.compile(message, re.DOTALL)):
         FOP([{"params": [p]}, given], 0.1)
     assert given == {"params": [q], **options}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base": SGD}, "base: one for all groups, got .*SGD.* in a group"),
+        ({"hyper": SGD}, "hyper: one for all groups"),
+        ({"nonfinite": "ignore"}, "nonfinite: one for all groups, got 'ignore'"),
+        ({"null_step": True}, "null_step: one for all groups"),
+        ({"seed": 1}, "seed: one for all groups, got 1"),
+        ({"hyperlr": 0.9}, "params: unknown option 'hyperlr'; did you mean 'hyper_lr'"),
+        ({"momentun": 0.9}, "did you mean 'momentum'"),
+    ],
+    ids=name,
+)
+def test_a_group_has_no_say_in_what_all_share_and_spells_well(options: dict[str, Any], message: str) -> None:
+    """Torch would take any key in silence; the user's own are kept."""
+    optimizer = FOP([{"params": [matrix()], "colour": "red", "lr_scale": 0.5}], 0.1)
+    assert optimizer.param_groups[0]["colour"] == "red"
+    before = str(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [matrix()], **options})
+    assert str(optimizer.state_dict()) == before
+    FOP(optimizer.param_groups, 0.1)  # the groups of another optimizer
 
 
 @pytest.mark.parametrize("optimizer_class", [SHD, PPHD])
