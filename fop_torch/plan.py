@@ -279,7 +279,7 @@ def plan(study: Study, configs: Sequence[Any], device: str, precision: str = "fp
         f"A step takes the longest of: FLOPs / peak / {EFFICIENCY:g}, bytes / bandwidth, {1e6 * LAUNCH:g} µs for each "
         f"operation. Peak {getattr(card, precision) / 1e12:g} TFLOP/s, bandwidth {card.bandwidth / 1e12:g} TB/s.",
         "GFLOP: forward and backward; update, MB moved: of the optimizer's step, each operation reading and writing "
-        "memory. Data, measurements and temporary memory come on top.",
+        "memory. Data, a simulator, measurements and temporary memory come on top.",
     ])  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from fop_torch.studies.bipedal import summary
 from fop_torch.studies.bipedal.reward import habit, pay, worth_a_fall
 from fop_torch.studies.bipedal.train import FLAT, HARDCORE, runs
 from fop_torch.studies.bipedal.walker import COURSE, FALL, LIMIT, TERRAINS, Walker
+from fop_torch.studies.imagenet import summary as imagenet
 from tests.torch import claims
 from tests.torch.claims import Verdicts, alike, records, shown, whole
 
@@ -189,14 +190,19 @@ def test_what_is_recorded_is_whole_and_of_one_code_and_a_terrain_s_of_one_walker
 # A row is judged by a mark here, `@pytest.mark.claim("fig-4", shows=…, by="experiment")`, and by what it expects.
 
 
+@pytest.mark.claim("fig-4", shows="differs", by="experiment")
+@pytest.mark.claim("fig-4", shows="undecided", by="experiment")
 def test_the_figure_is_what_its_caption_reads_off_it(judged) -> None:
     judged("figure 4", "fig-4")
 
 
+@pytest.mark.claim("fig-4-fop-outperforms", shows="differs", by="experiment")
+@pytest.mark.claim("fig-4-fop-outperforms", shows="undecided", by="experiment")
 def test_better_and_sooner_than_momentum_and_better_than_adam(judged) -> None:
     judged("caption and text", "fig-4-fop-outperforms")
 
 
+@pytest.mark.claim("text-4-4-faster-and-better", shows="differs", by="experiment")
 def test_better_and_sooner_on_both_terrains(judged) -> None:
     judged("caption and text", "text-4-4-faster-and-better")
 
@@ -218,3 +224,12 @@ def test_better_and_sooner_with_each_at_its_best(judged) -> None:
 
 def test_better_than_the_controls(judged) -> None:
     judged("controls", "ours-walker-controls")
+
+
+@pytest.mark.claim("text-abstract-improves", shows="differs", by="experiment")
+@pytest.mark.claim("text-abstract-improves", shows="undecided", by="experiment")
+def test_whether_standard_optimizers_are_improved(request: pytest.FixtureRequest) -> None:
+    """On images as Figure 2's caption has it, and on the walker as Figure 4's."""
+    images = imagenet.figure_2(records("cifar10"), records("imagenet"))["fig-2-slightly-superior"]
+    walker = verdicts("caption and text")["fig-4-fop-outperforms"]
+    claims.check(request, {"text-abstract-improves": (*images, *walker)}, "text-abstract-improves")
