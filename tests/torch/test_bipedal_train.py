@@ -334,6 +334,8 @@ def test_the_search_goes_beyond_the_paper_s_range() -> None:
         settings = {(c.lr, c.batch) for c in found if c.method == method and c.form == "dense" and c.hyper_lr == 1e-4}
         paper = {(lr, batch) for lr in study.PAPER_LRS for batch in study.BATCHES}
         assert settings == paper | {(lr, 32) for lr in (study.ADAM_LRS if method == "Adam" else LRS)}
+    smallest = {(c.lr, c.batch) for c in found if c.hyper_lr == min(study.HYPER_LRS)}
+    assert smallest == paper | {(lr, 32) for lr in LRS}
     assert (study.PAPER_LRS[0], study.PAPER_LRS[-1], study.BATCHES[0], study.BATCHES[-1]) == (1e-4, 1e-3, 8, 64)
     assert (min(LRS), max(LRS)) == (1e-4, 1e-1)
     assert not {c.seed for c in found} & {c.seed for c in runs("laptop") if c not in found}

@@ -183,13 +183,9 @@ def search(profile: str) -> list[Config]:
         each = [replace(base, method=method, lr=lr) for method in ("momentum", "FOP", "S-HD") for lr in LRS]
         each += [replace(base, method="Adam", lr=lr) for lr in ADAM_LRS]
         each += [replace(base, hyper_lr=hyper_lr, lr=lr) for hyper_lr in HYPER_LRS for lr in LRS]
-        each += [
-            replace(base, method=method, lr=lr, batch=batch)
-            for method in SEARCHED
-            for batch in BATCHES
-            for lr in PAPER_LRS
-            if batch != base.batch
-        ]
+        others = [(lr, batch) for batch in BATCHES for lr in PAPER_LRS if batch != base.batch]
+        each += [replace(base, method=method, lr=lr, batch=batch) for method in SEARCHED for lr, batch in others]
+        each += [replace(base, hyper_lr=HYPER_LRS[-1], lr=lr, batch=batch) for lr, batch in others]
         each += [replace(base, form="low_rank")]
         found += [lasting(config, LENGTHS[profile][2]) for config in each]
     return found
