@@ -207,6 +207,7 @@ def test_better_and_sooner_on_both_terrains(judged) -> None:
     judged("caption and text", "text-4-4-faster-and-better")
 
 
+@pytest.mark.claim("text-4-4-deceptive", shows="undecided", by="experiment")
 def test_an_advantage_by_turning(judged) -> None:
     judged("deceptive", "text-4-4-deceptive")
 
@@ -218,10 +219,12 @@ def test_the_settings_that_the_paper_found_best(judged) -> None:
     judged("search", "text-a5-best-settings")
 
 
+@pytest.mark.claim("ours-walker-tuned", shows="undecided", by="experiment")
 def test_better_and_sooner_with_each_at_its_best(judged) -> None:
     judged("each at its best", "ours-walker-tuned")
 
 
+@pytest.mark.claim("ours-walker-controls", shows="undecided", by="experiment")
 def test_better_than_the_controls(judged) -> None:
     judged("controls", "ours-walker-controls")
 
