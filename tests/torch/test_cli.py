@@ -306,7 +306,7 @@ def test_status_of_what_is_recorded() -> None:
         "tiny, smoke: 2 of at least 5 runs recorded, 1 of other settings, 1 diverged, 4.5 min in all, "
         "until 2021-01-02T03:04:05Z",
         "  device: abacus (2 runs); slide rule (1 runs)",
-        "  data: digits from a drawer, digest 0123456789abcdef",
+        "  data: digits, a drawer, digest 0123456789abcdef",
         "  code: 1 runs by an earlier state of the code; `git log` shows what has changed since",
         "tiny, laptop: 0 of at least 2 runs recorded",
         "tiny, paper: 0 of at least 2 runs recorded",
@@ -321,7 +321,7 @@ def test_status_of_what_the_engine_recorded() -> None:
     start = next(i for i, line in enumerate(lines) if line.startswith("tiny, paper: 1 of at least 2 runs recorded, "))
     assert lines[start + 1].startswith("  device: ")
     assert lines[start + 2 :] == [
-        "  data: digits from scikit-learn, digest 0123456789abcdef",
+        "  data: digits, scikit-learn, digest 0123456789abcdef",
         "  code: as it stands here",
     ]
 

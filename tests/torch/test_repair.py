@@ -51,7 +51,7 @@ def test_no_step_stands_for_a_run_of_many(monkeypatch: pytest.MonkeyPatch) -> No
     told = CliRunner().invoke(cli.main, ["doctor"])
     assert told.exit_code == 0
     assert "cost      repair: not counted, a run is many small trainings\n" in told.output
-    assert "Cost: steps alone" in told.output
+    assert "Cost: steps of the optimizer alone" in told.output
 
 
 def test_the_runs_are_all_methods_on_all_problems() -> None:
