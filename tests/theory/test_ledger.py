@@ -536,7 +536,7 @@ def test_the_ledger_as_json(small, capsys) -> None:
     assert terminal.main(["ledger", "--json"]) == 1
     whole = json.loads(capsys.readouterr().out)
     assert [claim["id"] for claim in whole["claims"]] == ["a", "b", "c", "d", "e"]
-    assert whole["counts"] == {"refuted": 1, "reproduced": 1, "open": 1}
+    assert whole["counts"] == {"refuted": 1, "reproduced": 2, "open": 1}
     assert terminal.main(["ledger", "--json", "--claim", "b"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "refuted"
 
