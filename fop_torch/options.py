@@ -38,14 +38,14 @@ CHOICES = {
 }
 
 
-def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+def check_names(names: Iterable[str], known: Iterable[str], where: str, alike: float = 0.6) -> None:
     """Raise `ValueError` unless each name is known, or one of the user's own, as torch lets a group carry them.
 
-    What nearly is an option is a slip of the pen: "lr_scale" is the user's, "hyperlr" is not.
+    What nearly is an option is a slip of the pen; `alike`, of `difflib`, says how nearly.
     """
     known = set(known)
     for name in names:
-        close = [] if name in known else get_close_matches(name, known, n=1, cutoff=0.8)
+        close = [] if name in known else get_close_matches(name, known, n=1, cutoff=alike)
         if close:
             raise ValueError(f"{where}: unknown option {name!r}; did you mean {close[0]!r}?")
 
@@ -55,7 +55,8 @@ def check_group(group: dict[str, Any], defaults: Iterable[str]) -> None:
     for name in SHARED:
         if name in group:
             raise ValueError(f"{name}: one for all groups, got {group[name]!r} in a group; give it to the optimizer")
-    check_names(group, {*defaults, "params", "param_names", "forms", "ranks"}, "params")
+    # Others' groups come with keys of theirs: "lr_scale" is the user's, "hyperlr" is not.
+    check_names(group, {*defaults, "params", "param_names", "forms", "ranks"}, "params", alike=0.8)
 
 
 def check_options(options: dict[str, Any], base: Optimizer, hyper_class: Any) -> None:

@@ -354,8 +354,8 @@ def test_what_is_learned_follows_the_gradient_that_was_last() -> None:
 
 def test_a_misspelt_option_in_a_rule_is_named() -> None:
     model = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match="rules: unknown option 'rnk'; did you mean 'rank'"):
-        assign(model, {"linear": {"preconditioner": "low_rank", "rnk": 4}})
+    with pytest.raises(ValueError, match="rules: unknown option 'rnak'; did you mean 'rank'"):
+        assign(model, {"linear": {"preconditioner": "low_rank", "rnak": 4}})
     with pytest.raises(ValueError, match="rules: unknown option 'momentun'; did you mean 'momentum'"):
         assign(model, {"linear": {"momentun": 0.5}})
     (group, _) = assign(model, {"linear": {"colour": "red"}})
