@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import SGD, Optimizer
 
+from fop_torch import kernels
+from fop_torch.guard import SMALL
 from fop_torch.preconditioners import Dense, Form, safe_factor
 
 
@@ -37,6 +40,7 @@ class Bucket:
     projected: Any = None
     slopes: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
+    joint: Tensor | None = None  # P of all layers, where the product and the base's step are one pass
 
     def look_back(self) -> None:
         """Form the hypergradients, from this gradient, the one before and M as it is."""
@@ -68,17 +72,23 @@ class Bucket:
             slopes = list(torch._foreach_mul(slopes, shortened))
         if form.normalised:
             self.slopes = list(torch._foreach_neg(slopes))
-        elif all(lr is lrs[0] for lr in lrs):
-            self.slopes = list(torch._foreach_mul(slopes, -lrs[0]))
         else:
-            self.slopes = list(torch._foreach_mul(slopes, torch._foreach_neg(lrs)))
+            alike = all(lr is lrs[0] for lr in lrs)
+            torch._foreach_mul_(slopes, -lrs[0] if alike else list(torch._foreach_neg(lrs)))
+            self.slopes = slopes
 
-    def precondition(self, in_place: bool = True) -> None:
-        """Form what the base optimizer will take for the gradient.
+    def precondition(self, base: Optimizer, in_place: bool = True) -> None:
+        """Form what the base optimizer will take for the gradient, or P alone where `move` does all the rest.
 
         Args:
+            base: The base optimizer.
             in_place: Write it into the memory of the gradient before, which is no longer needed.
         """
+        if self._in_one_pass(base):
+            self.joint = kernels.SPATIAL.joint(self.Ms)
+            if self.group["normalize"]:
+                self.joint *= torch.stack(kernels.SPATIAL.scales(self.Ms))[:, None, None]
+            return
         olds: list[Tensor] | None = None
         if in_place and self.group["through"] != "velocity":
             if not self.seen:
@@ -93,6 +103,27 @@ class Bucket:
         self.steps = self.form.precondition(self.Ms, self.Gs, self.projected, olds)
         if self.group["normalize"] and isinstance(self.form, Dense):
             torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
+
+    def _in_one_pass(self, base: Optimizer) -> bool:
+        """May the library take the product together with the base's step? If that is SGD's fused one, with momentum."""
+        group = self.group
+        if self.form is not kernels.SPATIAL or type(base) is not SGD or not group["fused"]:
+            return False
+        velocities = [base.state[p].get("momentum_buffer") if p in base.state else None for p in self.params]
+        return (
+            all(velocity is not None for velocity in velocities)  # the first step makes them
+            and group["momentum"] != 0
+            and group["dampening"] == 0
+            and not group["maximize"]
+            and kernels.takes(self.Ms[0].shape[-1], [*self.Gs, *self.params, *velocities])
+        )
+
+    def move(self, base: Optimizer) -> None:
+        """Take the base's step for these parameters, along the gradient times P."""
+        assert self.joint is not None
+        velocities = [base.state[p]["momentum_buffer"] for p in self.params]
+        options = {name: self.group[name] for name in ("momentum", "weight_decay", "nesterov")}
+        kernels.sgd(self.Gs, self.joint, velocities, self.params, lr=float(self.group["lr"]), **options)
 
     def remember(self) -> None:
         """Keep this step's gradient and learning rate for the next hypergradient."""
@@ -113,12 +144,42 @@ class Bucket:
                 state["prev_grad"] = gradient(p).clone()
         if not self.seen:
             return
-        kept, grads = [state["prev_grad"] for state in self.states], [gradient(p) for p in self.params]
         if self.group["through"] == "velocity":
+            kept = [state["prev_grad"] for state in self.states]
             torch._foreach_mul_(kept, momentum)
-            torch._foreach_add_(kept, grads)
-        else:
-            torch._foreach_copy_(kept, grads)
+            torch._foreach_add_(kept, [gradient(p) for p in self.params])
+            return
+        copied: list[tuple[Tensor, Tensor]] = []
+        for p, state in zip(self.params, self.states, strict=True):
+            grad = gradient(p)
+            later = None if captured else copied_on_write(grad)
+            if later is None:
+                copied.append((state["prev_grad"], grad))
+            else:
+                state["prev_grad"] = later
+        if copied:
+            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+
+
+def copied_on_write(tensor: Tensor) -> Tensor | None:
+    """A tensor that keeps these numbers: torch copies them when either is written, and not if one is gone by then.
+
+    So a gradient that `zero_grad` drops need not be copied at all.
+
+    Returns:
+        None where a copy is cheap, where torch can't, and off the CPU.
+    """
+    if (
+        tensor.numel() <= SMALL
+        or not tensor.is_cpu
+        or torch.compiler.is_compiling()
+        or tensor.untyped_storage().nbytes() != tensor.nbytes  # a view: all of what it looks at would be copied
+    ):
+        return None
+    try:
+        return torch._lazy_clone(tensor)
+    except (RuntimeError, AttributeError):  # memory of an array or of several processes; another version of torch
+        return None
 
 
 def adam_sensitivity(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

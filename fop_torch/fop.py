@@ -376,23 +376,26 @@ class FOP(Optimizer):
 
     def _take(self) -> None:
         """Take the step with the gradients as they are."""
-        for device in {p.device for group in self.param_groups for p in group["params"]}:
+        buckets, bare = self._sort()
+        for device in {bucket.Ms[0].device for bucket in buckets}:
             if in_autocast(device):
                 with torch.autocast(device.type, enabled=False):
                     self._take()
                 return
-        buckets, bare = self._sort()
         late = [bucket for bucket in buckets if bucket.group["order"] == "m-first"]
         paper = [bucket for bucket in buckets if bucket.group["order"] == "paper"]
         for bucket in buckets:
             bucket.look_back()
         if torch.compiler.is_compiling():
             for bucket in paper:
-                bucket.precondition(in_place=False)
+                bucket.precondition(self.base, in_place=False)
         well, before = self._prepare(buckets, bare, late)
         if well is False:
             return
         try:
+            for bucket in buckets:
+                if bucket.joint is not None:
+                    bucket.move(self.base)
             _bare_step(self.base)
         finally:
             for bucket in buckets:
@@ -425,7 +428,7 @@ class FOP(Optimizer):
         before = self._before(buckets, bare, well) if isinstance(well, Tensor) or (well and late) else None
         for bucket in buckets:
             if bucket.group["order"] == "paper" and not bucket.steps:
-                bucket.precondition()
+                bucket.precondition(self.base)
         self._move_factors(buckets)
         if before is not None and late:
             # The factors of this step have moved after they were looked at.
@@ -437,10 +440,14 @@ class FOP(Optimizer):
                 self._skip()
                 return False, None
         for bucket in late:
-            bucket.precondition()
+            bucket.precondition(self.base)
         for p in bare:
             self.base.state[p]  # from now on its state is known to exist, be it empty
         for bucket in buckets:
+            if bucket.joint is not None:
+                for p in bucket.params:
+                    p.grad = None  # the base has nothing left to do
+                continue
             for p, step in zip(bucket.params, bucket.steps, strict=True):
                 if step.dtype != p.dtype:
                     if p.dtype == torch.float16:  # P may take a gradient out of its narrow range

@@ -1,5 +1,6 @@
-"""The narrow products of a spatial step at the speed of memory, by a small C library where it has been built.
+"""A spatial step at the speed of memory, by a small C library where it has been built.
 
+It takes the narrow products, and with `fused=True` SGD's whole step together with the second of them.
 `pip` builds `narrow.c` beside this file if it finds a C compiler (GCC, on Linux, x86-64), and goes on without if not:
 once for vectors of eight floats and once for sixteen, which not every processor has. Both give the same bits.
 Where the library is missing, or made for another processor, and for whatever it doesn't take, torch's calls stand in.
@@ -15,18 +16,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fop_torch.preconditioners import Spatial, Tensors
 
-#: Columns for which the library has code; one column is for torch's plain calls, and more than 16 suit its products.
-WIDTHS = (3, 4, 5, 7, 8, 9, 16)
+#: Columns for which the library has code; more than 16 suit torch's products.
+WIDTHS = (1, 3, 4, 5, 7, 8, 9, 16)
+#: A subclass may be anything.
+PLAIN = (Tensor, Parameter)
 #: Rows of a block in `narrow.c`.
 BLOCK = 2048
 
 
 def load(name: str) -> ctypes.CDLL | None:
     """The library of this name, or None where it wasn't built or doesn't run."""
+    if not hasattr(torch._C, "_data_address"):  # another version of torch
+        return None
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(name + suffix)
         if path.exists():
@@ -52,52 +58,69 @@ def takes(m: int, tensors: Tensors) -> bool:
     """
     return (
         library is not None
-        and (m == 1 or m in WIDTHS)
+        and m in WIDTHS
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None
-        and all(type(T) is Tensor and T.dtype == torch.float32 and T.is_cpu and T.is_contiguous() for T in tensors)
+        and all(
+            type(T) in (Tensor, Parameter) and T.dtype == torch.float32 and T.is_cpu and T.is_contiguous()
+            for T in tensors
+        )
     )
 
 
 def times(gradients: Tensors, P: Tensor, outs: Sequence[Tensor | None]) -> list[Tensor]:
     """`preconditioners.times` for gradients that the library takes, of any shape: rows of m floats in a row."""
     into = [torch.empty_like(G) if out is None else out for G, out in zip(gradients, outs, strict=True)]
-    m = P.shape[-1]
-    if m == 1:
-        return [torch.mul(G, K, out=out) for G, K, out in zip(gradients, P.view(-1).unbind(), into, strict=True)]
-    P, threads = P.contiguous(), torch.get_num_threads()
-    _for(m).fop_times(len(into), _at(gradients), _one(P), _at(into), _rows(gradients, m), m, threads)
+    P, m = P.contiguous(), P.shape[-1]
+    _for(m).fop_times(len(into), _read(gradients), _one(P), _written(into), *_rows(gradients, m))
     return into
 
 
-def grams(gradients: Tensors, previous: Tensors, m: int) -> Tensor:
-    """`preconditioners.grams` likewise, in blocks of rows whose sums are added in order, however many threads."""
-    if m == 1:
-        dots = [torch.dot(G.view(-1), H.view(-1)) for G, H in zip(gradients, previous, strict=True)]
-        return torch.stack(dots).view(-1, 1, 1)
-    C = torch.zeros(len(gradients), m, m)
-    rows, threads = _rows(gradients, m), torch.get_num_threads()
-    parts = torch.zeros(sum(-(-count // BLOCK) for count in rows), m, m)
-    _for(m).fop_grams(len(C), _at(gradients), _at(previous), _one(C), _one(parts), rows, m, threads)
-    return C
+def slopes(gradients: Tensors, previous: Tensors, Ms: Tensors) -> list[Tensor]:
+    """`(G^T H + H^T G) M` likewise: the first products in blocks of rows, summed in order, however many threads."""
+    m = Ms[0].shape[-1]
+    found = torch.empty(len(Ms), m, m)
+    given = _read(gradients), _read(previous), _read(Ms)
+    if _for(m).fop_slopes(len(Ms), *given, _one(found), *_rows(gradients, m)):
+        raise MemoryError("FOP: no memory for the Gram matrices of a step")
+    return list(found.unbind())
+
+
+def sgd(
+    gradients: Tensors, P: Tensor, velocities: Tensors, params: Tensors,
+    *, lr: float, momentum: float, weight_decay: float, nesterov: bool,
+) -> None:  # fmt: skip
+    """The whole step of `torch.optim.SGD` along `G P`, which is never written to memory: five words a parameter."""
+    m = P.shape[-1]
+    numbers = (ctypes.c_float(each) for each in (lr, momentum, weight_decay))
+    given = _read(gradients), _one(P.contiguous()), _written(velocities), _written(params)
+    _for(m).fop_sgd(len(params), *given, *_rows(gradients, m), *numbers, nesterov)
+    torch.autograd.graph.increment_version([*velocities, *params])  # as torch does for what it writes in place
 
 
 def _for(m: int) -> ctypes.CDLL:
-    found = wide if wide is not None and m > 8 else library
+    found = wide if wide is not None and (m > 8 or m == 1) else library
     assert found is not None
     return found
 
 
-def _at(tensors: Tensors) -> ctypes.Array[ctypes.c_void_p]:
+def _written(tensors: Tensors) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*[T.data_ptr() for T in tensors])
+
+
+def _read(tensors: Tensors) -> ctypes.Array[ctypes.c_void_p]:
+    # `data_ptr` is for writing too: it would make the copy that `bucket.copied_on_write` saves.
+    places = [torch._C._data_address(T) + 4 * T.storage_offset() for T in tensors]
+    return (ctypes.c_void_p * len(tensors))(*places)
 
 
 def _one(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _rows(tensors: Tensors, m: int) -> ctypes.Array[ctypes.c_ssize_t]:
-    return (ctypes.c_ssize_t * len(tensors))(*[T.numel() // m for T in tensors])
+def _rows(tensors: Tensors, m: int) -> tuple[ctypes.Array[ctypes.c_ssize_t], int, int]:
+    """How many rows each has, how many columns, and the threads to use."""
+    return (ctypes.c_ssize_t * len(tensors))(*[T.numel() // m for T in tensors]), m, torch.get_num_threads()
 
 
 class CompiledSpatial(Spatial):
@@ -108,10 +131,10 @@ class CompiledSpatial(Spatial):
         taken = takes(P.shape[-1], [*Gs, *(out for out in outs if out is not None)])
         return times(Gs, P, outs) if taken else super().times(Gs, P, outs)
 
-    def grams(self, Gs: Tensors, Hs: Tensors) -> Tensor:
-        """`G^T H`."""
-        m = self.width(Gs[0].shape)
-        return grams(Gs, Hs, m) if takes(m, [*Gs, *Hs]) else super().grams(Gs, Hs)
+    def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
+        """`(G^T H + H^T G) M`."""
+        taken = takes(Ms[0].shape[-1], [*Gs, *Hs, *Ms])
+        return slopes(Gs, Hs, Ms) if taken else super().slopes(Ms, Gs, Hs, projected)
 
 
 SPATIAL = CompiledSpatial()

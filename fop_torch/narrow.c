@@ -1,4 +1,5 @@
-/* The two products of a spatial step, for rows of few floats: out = G P, and C = G^T H. `kernels.py` calls them.
+/* A spatial step's passes over the gradients, as rows of few floats: S = (G^T H + H^T G) M, out = G P, and SGD's whole
+ * step along G P. `kernels.py` calls them.
  *
  * A row of m floats is taken as V vectors, the last of which reaches into the next row. What is read or written there
  * too much is not used, or is written over by the next row; the last rows of a block are taken exactly.
@@ -7,6 +8,7 @@
  * depend neither on the number of threads nor on that of the lanes, which is eight, or sixteen with AVX-512.
  */
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifdef __AVX512F__
@@ -20,6 +22,7 @@
 #define BLOCKS(n) (((n) + BLOCK - 1) / BLOCK)
 #define LEFT(n, b) ((n) - (b) * BLOCK < BLOCK ? (n) - (b) * BLOCK : BLOCK)
 #define WIDEST 16
+#define STRIP 64
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -61,16 +64,52 @@ INLINE void gram_rows(const float *G, const float *H, float *C, size from, size 
       for (int j = 0; j < width(m, v); j++) C[i * m + v * LANES + j] += sum[i * V + v][j];
 }
 
+/* A row of one float is no row: fixed sums, whatever the lanes. */
+static void gram_of_one(const float *G, const float *H, float *C, size n) {
+  float sum[WIDEST] = {0};
+  size r = 0;
+  for (; r + WIDEST <= n; r += WIDEST)
+    for (int j = 0; j < WIDEST; j++) sum[j] += G[r + j] * H[r + j];
+  for (; r < n; r++) sum[0] += G[r] * H[r];
+  for (int j = 0; j < WIDEST; j++) *C += sum[j];
+}
+
+static void times_one(const float *G, float P, float *out, size n) {
+  for (size r = 0; r < n; r++) out[r] = G[r] * P;
+}
+
 /* A block of n rows; m and `exact` are constants where the functions above are unrolled. */
 #define OF_WIDTH(rows, m) case m: rows(a, b, c, 0, wide, m, 0); rows(a, b, c, wide, n, m, 1); break;
-#define BLOCK_OF(rows) \
+#define BLOCK_OF(rows, one) \
   size wide = n - WIDEST; \
   if (wide < 0) wide = 0; \
-  switch (m) { OF_WIDTH(rows, 3) OF_WIDTH(rows, 4) OF_WIDTH(rows, 5) OF_WIDTH(rows, 7) OF_WIDTH(rows, 8) \
+  switch (m) { case 1: one; break; \
+               OF_WIDTH(rows, 3) OF_WIDTH(rows, 4) OF_WIDTH(rows, 5) OF_WIDTH(rows, 7) OF_WIDTH(rows, 8) \
                OF_WIDTH(rows, 9) OF_WIDTH(rows, 16) }
 
-static void times_block(const float *a, const float *b, float *c, size n, int m) { BLOCK_OF(times_rows) }
-static void gram_block(const float *a, const float *b, float *c, size n, int m) { BLOCK_OF(gram_rows) }
+static void times_block(const float *a, const float *b, float *c, size n, int m) {
+  BLOCK_OF(times_rows, times_one(a, *b, c, n))
+}
+static void gram_block(const float *a, const float *b, float *c, size n, int m) {
+  BLOCK_OF(gram_rows, gram_of_one(a, b, c, n))
+}
+
+typedef struct { float rate, momentum, decay, fresh, old; } rule;
+
+/* The step is `fresh` times the gradient and `old` times the velocity: 0 and 1, with Nesterov 1 and the momentum. A strip
+ * of preconditioned gradients stays in the nearest cache. */
+static void sgd_block(const float *G, const float *P, float *restrict v, float *restrict p, size n, int m, const rule by) {
+  float step[(STRIP + 1) * WIDEST];
+  for (size s = 0; s < n; s += STRIP) {
+    const size count = n - s < STRIP ? n - s : STRIP, at = s * m;
+    times_block(G + at, P, step, count, m);
+    for (size e = 0; e < count * m; e++) {
+      const float g = step[e] + by.decay * p[at + e];
+      v[at + e] = by.momentum * v[at + e] + g;
+      p[at + e] -= by.rate * (by.fresh * g + by.old * v[at + e]);
+    }
+  }
+}
 
 int fop_fits(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && FITS; }
 
@@ -84,8 +123,26 @@ void fop_times(int layers, float **G, const float *P, float **out, const size *r
   }
 }
 
-/* For each of the layers G, H: [rows, m], C: [m, m], zero; parts: zero too, [m, m] for each block of each layer. */
-void fop_grams(int layers, float **G, float **H, float *C, float *parts, const size *rows, int m, int threads) {
+/* For each of the layers G: [rows, m], P: [m, m], and the velocity v and the parameter p: [rows, m]. */
+void fop_sgd(int layers, float **G, const float *P, float **v, float **p, const size *rows, int m, int threads,
+             float rate, float momentum, float decay, int nesterov) {
+  const rule by = {rate, momentum, decay, nesterov ? 1 : 0, nesterov ? momentum : 1};
+#pragma omp parallel num_threads(threads)
+  for (int l = 0; l < layers; l++) {
+#pragma omp for schedule(static) nowait
+    for (size b = 0; b < BLOCKS(rows[l]); b++) {
+      const size at = b * BLOCK * m;
+      sgd_block(G[l] + at, P + l * m * m, v[l] + at, p[l] + at, LEFT(rows[l], b), m, by);
+    }
+  }
+}
+
+/* For each of the layers G, H: [rows, m], M, S: [m, m]. Returns 0, or -1 without memory. */
+int fop_slopes(int layers, float **G, float **H, float **M, float *S, const size *rows, int m, int threads) {
+  size blocks = 1;
+  for (int l = 0; l < layers; l++) blocks += BLOCKS(rows[l]);
+  float *const parts = calloc(blocks, sizeof(float) * m * m), *sums = parts; /* a Gram matrix for each block */
+  if (!parts) return -1;
 #pragma omp parallel num_threads(threads)
   {
     float *part = parts;
@@ -96,7 +153,17 @@ void fop_grams(int layers, float **G, float **H, float *C, float *parts, const s
       part += BLOCKS(rows[l]) * m * m;
     }
   }
-  for (int l = 0; l < layers; l++, C += m * m)
-    for (size b = 0; b < BLOCKS(rows[l]); b++, parts += m * m)
-      for (int e = 0; e < m * m; e++) C[e] += parts[e];
+  for (int l = 0; l < layers; l++, S += m * m) {
+    float C[WIDEST * WIDEST] = {0};
+    for (size b = 0; b < BLOCKS(rows[l]); b++, sums += m * m)
+      for (int e = 0; e < m * m; e++) C[e] += sums[e];
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < m; j++) {
+        float sum = 0;
+        for (int k = 0; k < m; k++) sum += (C[i * m + k] + C[k * m + i]) * M[l][k * m + j];
+        S[i * m + j] = sum;
+      }
+  }
+  free(parts);
+  return 0;
 }

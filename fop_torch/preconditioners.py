@@ -328,8 +328,12 @@ class Spatial(Dense):
         self, Ms: Tensors, Gs: Tensors, projected: Tensors | None = None, outs: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
         """`G P`."""
+        return self.times(Gs, self.joint(Ms), outs or [None] * len(Gs))
+
+    def joint(self, Ms: Tensors) -> Tensor:
+        """P of all layers, `[L, k^2, k^2]`."""
         M = torch.stack(tuple(Ms))
-        return self.times(Gs, torch.bmm(M, M.mT), outs or [None] * len(Gs))
+        return torch.bmm(M, M.mT)
 
     def slopes(self, Ms: Tensors, Gs: Tensors, Hs: Tensors, projected: Tensors | None = None) -> list[Tensor]:
         """`(G^T H + H^T G) M`."""

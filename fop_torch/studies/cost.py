@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Operations that write a tensor without reading what it held.
 OVERWRITE = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")
+#: Operations that move nothing: `_lazy_clone` copies when somebody writes, if ever.
+FREE = ("detach", "empty", "empty_like", "_lazy_clone", "_local_scalar_dense", "item")
 PACKAGE = Path(__file__).parents[1]
 #: The modules of the package that a step runs.
 STEP = ("assign", "baselines", "bucket", "fop", "guard", "kernels", "options", "preconditioners")
@@ -48,7 +50,7 @@ class Traffic(TorchDispatchMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        if func.is_view or name in ("detach", "empty", "empty_like", "_local_scalar_dense", "item"):
+        if func.is_view or name in FREE:
             return found
         self.calls += 1
         given = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
@@ -91,11 +93,16 @@ def watch(step: Callable[[], Any]) -> tuple[Traffic, int]:
 
 
 def words(optimizer: Optimizer) -> float:
-    """Words of memory that a step reads and writes for each parameter, after two steps that set it up."""
-    entries = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    for _ in range(2):
-        optimizer.step()
-    traffic, _ = watch(optimizer.step)
+    """Words of memory that a step reads and writes for each parameter, after two steps that set it up.
+
+    Each finds its gradients where a backward pass leaves them, in memory of their own.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = sum(p.numel() for p in params)
+    for _ in range(3):
+        for p in params:
+            p.grad = None if p.grad is None else p.grad.clone()
+        traffic, _ = watch(optimizer.step)
     return (traffic.reads + traffic.writes) / entries
 
 

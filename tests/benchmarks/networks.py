@@ -73,6 +73,14 @@ def gradients(net: nn.Module) -> nn.Module:
     return net
 
 
+def backward(net: nn.Module) -> None:
+    """Leave gradients as `zero_grad` and a backward pass do: in new memory, the old given up by the network."""
+    for p in net.parameters():
+        grad = p.grad.clone()
+        p.grad = None
+        p.grad = grad
+
+
 def state_tensors(thing: Any, seen: set[int]) -> int:
     """Bytes of the tensors that an optimizer's state holds, in whatever objects, each memory once."""
     if id(thing) in seen or isinstance(thing, (nn.Parameter, str, bytes, int, float, type(None), type)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tests.benchmarks.networks import (
     REPAIRED,
     ActorCritic,
     all_cnn_c,
+    backward,
     gradients,
     resnet18,
     spatial,
@@ -59,16 +61,20 @@ def against_momentum(network: str, build: Callable[[], nn.Module], rounds: int) 
         f"{method}, fused, channels last": lambda net, make=FIGURE_2[method]: make(net, fused=True)
         for method in (MOMENTUM, "FOP")
     }
-    optimizers = {name: make(gradients(build())) for name, make in makers.items()}
-    for name, make in channels_last.items():
-        optimizers[name] = make(gradients(build().to(memory_format=torch.channels_last)))
-    steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+    compiled = {
+        f"{method}, compiled": lambda net, make=FIGURE_2[method]: make(net, foreach=True)
+        for method in (MOMENTUM, "FOP")
+    }
+    makers |= channels_last | compiled
+    layout = {name: {"memory_format": torch.channels_last} for name in channels_last}
+    nets = {name: gradients(build().to(**layout.get(name, {}))) for name in makers}
+    optimizers = {name: make(nets[name]) for name, make in makers.items()}
     torch._dynamo.reset()
-    for method in (MOMENTUM, "FOP"):
-        name = f"{method}, compiled"
-        optimizers[name] = FIGURE_2[method](gradients(build()), foreach=True)
-        steps[name] = torch.compile(optimizers[name].step, dynamic=False)
-    times_ = interleave(steps, rounds)
+    steps = {
+        name: torch.compile(optimizer.step, dynamic=False) if name in compiled else optimizer.step
+        for name, optimizer in optimizers.items()
+    }
+    times_ = interleave(steps, rounds, before={name: partial(backward, net) for name, net in nets.items()})
     for name, each in times_.items():
         optimizer, count = optimizers[name], sum(p.numel() for p in build().parameters())
         parts = [optimizer, optimizer.base, optimizer.hyper] if isinstance(optimizer, FOP) else [optimizer]
@@ -141,7 +147,7 @@ def narrow_products(rounds: int) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     if kernels.library is not None:
         candidates["product, kernel"] = lambda: kernels.times([G], P[None], [out])
-        candidates["gram, kernel"] = lambda: kernels.grams([G], [H], 9)
+        candidates["gram, kernel"] = lambda: kernels.slopes([G], [H], [P])
     found = interleave(candidates, 2 * rounds)
     for name, each in found.items():
         yield {

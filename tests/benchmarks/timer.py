@@ -39,13 +39,20 @@ def seconds(call: Callable[[], Any], calls: int = 1) -> float:
 
 
 def interleave(
-    candidates: dict[str, Callable[[], Any]], rounds: int, *, calls: int = 1, cold: bool = True, warm_up: int = 3
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    before: dict[str, Callable[[], Any]] | None = None,
+    calls: int = 1,
+    cold: bool = True,
+    warm_up: int = 3,
 ) -> dict[str, list[float]]:
     """Time all candidates in turns.
 
     Args:
         candidates: What to call, by name.
         rounds: How often each is timed.
+        before: What to call before each call that is not one of several; it is not timed.
         calls: Calls in each timing.
         cold: Empty the caches before each timing; else fill them by one more call, which is not timed.
         warm_up: Calls before the first.
@@ -53,14 +60,21 @@ def interleave(
     Returns:
         Seconds a call, by name and round.
     """
-    for call in candidates.values():
+    before = before or {}
+    for name, call in candidates.items():
         for _ in range(warm_up):
+            before.get(name, nothing)()
             call()
     found: dict[str, list[float]] = {name: [] for name in candidates}
     for name in turns(candidates, rounds):
+        before.get(name, nothing)()
         flush() if cold else candidates[name]()
         found[name].append(seconds(candidates[name], calls))
     return found
+
+
+def nothing() -> None:
+    """Before a call that needs no preparation."""
 
 
 def quartiles(values: list[float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim import SGD, Adam
 
 from fop_torch import FOP, kernels, preconditioners
 
@@ -42,6 +43,14 @@ def both(m: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
     return drawn(m, 0), drawn(m, 1), torch.randn(len(ROWS), m, m, generator=generator)
 
 
+def one_pass(m: int) -> list[Tensor]:
+    """Velocities and parameters after one step of SGD by the library."""
+    Gs, vs, P = both(m)
+    ps = drawn(m, 3)
+    kernels.sgd(Gs, P, vs, ps, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True)
+    return [*vs, *ps]
+
+
 def test_the_library_is_built_where_there_is_a_compiler() -> None:
     """Else all that follows would be skipped, and nobody would know."""
     if sys.platform != "linux" or shutil.which("gcc") is None:
@@ -57,21 +66,48 @@ def test_the_library_is_built_where_there_is_a_compiler() -> None:
 
 
 @built
-@pytest.mark.parametrize("m", [1, *kernels.WIDTHS])
+@pytest.mark.parametrize("m", kernels.WIDTHS)
 def test_products_equal_those_in_double_precision(m: int) -> None:
     """Rounding of m or n terms, each relative to the sum of their sizes."""
     Gs, Hs, P = both(m)
     assert kernels.takes(m, Gs)
     guarded = [torch.full((len(G) + 4, m), 7.0) for G in Gs]  # nothing is written past the end
     outs = [memory[: len(G)] for G, memory in zip(Gs, guarded, strict=True)]
-    products, C = kernels.times(Gs, P, outs), kernels.grams(Gs, Hs, m)
+    products, slopes = kernels.times(Gs, P, outs), kernels.slopes(Gs, Hs, P.unbind())
     eps = torch.finfo(torch.float32).eps
-    for G, H, K, product, out, memory, gram in zip(Gs, Hs, P, products, outs, guarded, C, strict=True):
+    for G, H, K, product, out, memory, slope in zip(Gs, Hs, P, products, outs, guarded, slopes, strict=True):
         assert product.data_ptr() == out.data_ptr()
         assert (memory[len(G) :] == 7).all()
         G, H, K = G.double(), H.double(), K.double()
         assert ((product - G @ K).abs() <= 2 * m * eps * (G.abs() @ K.abs())).all()
-        assert ((gram - G.T @ H).abs() <= 2 * kernels.BLOCK**0.5 * eps * (G.abs().T @ H.abs())).all()
+        C, size = G.T @ H, G.abs().T @ H.abs()
+        assert ((slope - (C + C.T) @ K).abs() <= 2 * kernels.BLOCK**0.5 * eps * ((size + size.T) @ K.abs())).all()
+
+
+@built
+@pytest.mark.parametrize("m", kernels.WIDTHS)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgds_step_in_one_pass_equals_torchs(m: int, nesterov: bool) -> None:
+    """To rounding: torch's own vectors round a product where ours doesn't; nothing is written past the end."""
+    Gs, vs, P = both(m)
+    ps, guarded = drawn(m, 3), [[torch.full((n + 4, m), 7.0) for n in ROWS] for _ in range(2)]
+    into = [[memory[:n] for memory, n in zip(each, ROWS, strict=True)] for each in guarded]
+    for targets, sources in zip(into, (vs, ps), strict=True):
+        torch._foreach_copy_(targets, sources)
+    versions = [T._version for each in into for T in each]
+    kernels.sgd(Gs, P, *into, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    params = [torch.nn.Parameter(p.double()) for p in ps]
+    base = torch.optim.SGD(params, 0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    for p, G, v, K in zip(params, Gs, vs, P, strict=True):
+        p.grad = G.double() @ K.double()
+        base.state[p]["momentum_buffer"] = v.double()
+    base.step()
+    for p, v, q, n in zip(params, into[0], into[1], ROWS, strict=True):
+        torch.testing.assert_close(v.double(), base.state[p]["momentum_buffer"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(q.double(), p.detach(), rtol=1e-5, atol=1e-5)
+        assert n == 0 or not torch.equal(q, ps[ROWS.index(n)])
+    assert all((memory[n:] == 7).all() for each in guarded for memory, n in zip(each, ROWS, strict=True))
+    assert all(T._version > old for T, old in zip([T for each in into for T in each], versions, strict=True))
 
 
 @built
@@ -81,7 +117,7 @@ def test_bits_do_not_depend_on_the_threads(m: int, threads: None) -> None:
     found = []
     for count in (1, 2, 3, 2):
         torch.set_num_threads(count)
-        found.append([*kernels.times(Gs, P, [None] * len(Gs)), kernels.grams(Gs, Hs, m)])
+        found.append([*kernels.times(Gs, P, [None] * len(Gs)), *kernels.slopes(Gs, Hs, P.unbind()), *one_pass(m)])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -94,7 +130,7 @@ def test_bits_do_not_depend_on_the_lanes(m: int, monkeypatch: pytest.MonkeyPatch
     found = []
     for library in (kernels.load("_narrow"), kernels.load("_narrow_wide")):
         monkeypatch.setattr(kernels, "_for", lambda m, library=library: library)
-        found.append([*kernels.times(Gs, P, [None] * len(Gs)), kernels.grams(Gs, Hs, m)])
+        found.append([*kernels.times(Gs, P, [None] * len(Gs)), *kernels.slopes(Gs, Hs, P.unbind()), *one_pass(m)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -119,8 +155,8 @@ def test_what_is_not_finite_stays_in_its_row(m: int) -> None:
     assert rows == [100, len(G) - 2]
     product[rows] = clean[rows]
     assert torch.equal(product, clean)
-    one = kernels.grams([spoilt[:100]], [spoilt[:100]], m)
-    assert one.isfinite().all()
+    (slope,) = kernels.slopes([spoilt[:100]], [spoilt[:100]], [P])
+    assert slope.isfinite().all()
 
 
 def steps(dtype: torch.dtype = torch.float32, checkpoint: Path | None = None, **options: Any) -> list[Tensor]:
@@ -128,7 +164,8 @@ def steps(dtype: torch.dtype = torch.float32, checkpoint: Path | None = None, **
     generator = torch.Generator().manual_seed(3)
     shapes = [(70, 40, 3, 3), (8, 3, 3, 3), (6, 5, 1, 1), (4, 3, 5, 5), (9, 8, 2, 2), (7, 5, 3)]
     params = [torch.nn.Parameter(torch.randn(*shape, generator=generator).to(dtype)) for shape in shapes]
-    make = partial(FOP, params, 0.01, preconditioner="spatial", momentum=0.9, hyper_lr=1e-2, **options)
+    momentum = {} if options.get("base") is Adam else {"momentum": 0.9}
+    make = partial(FOP, params, preconditioner="spatial", hyper_lr=1e-2, **{"lr": 0.01, **momentum, **options})
     optimizer = make()
     for number in range(6):
         if number == 3 and checkpoint is not None:
@@ -142,7 +179,17 @@ def steps(dtype: torch.dtype = torch.float32, checkpoint: Path | None = None, **
 
 
 @built
-@pytest.mark.parametrize("options", [{}, {"fused": True}, {"normalize": True}, {"through": "velocity"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"fused": True}, {"normalize": True}, {"through": "velocity"}),
+        *({"fused": True, **more} for more in (
+            *({"normalize": True}, {"through": "velocity"}, {"order": "m-first"}, {"index": "exact"}),
+            *({"weight_decay": 0.1}, {"nesterov": True, "weight_decay": 0.1}, {"nesterov": True, "through": "step"}),
+            *({"dampening": 0.5}, {"maximize": True}, {"momentum": 0.0}, {"base": Adam}),  # for torch's own step
+        )),
+    ],
+)  # fmt: skip
 def test_steps_equal_those_of_torchs_calls(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam divides by its gradient's size: what is left of rounding is relative to the step, not to the gradient."""
     calls = []
@@ -167,8 +214,65 @@ def test_torchs_calls_where_asked_for_or_needed(options: dict[str, Any], monkeyp
 
 
 @built
-def test_a_run_resumed_has_the_same_bits(tmp_path: Path) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(steps(), steps(checkpoint=tmp_path / "checkpoint"), strict=True))
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+def test_a_run_resumed_has_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
+    resumed = steps(checkpoint=tmp_path / "checkpoint", **options)
+    assert all(torch.equal(a, b) for a, b in zip(steps(**options), resumed, strict=True))
+
+
+@built
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"fused": True}, 5),  # all but the first, for every size that the library has code for
+        ({"fused": True, "lr": torch.tensor(0.01)}, 5),
+        ({}, 0),
+        ({"foreach": True}, 0),
+        ({"fused": True, "momentum": 0.0}, 0),
+        ({"fused": True, "dampening": 0.5}, 0),
+        ({"fused": True, "maximize": True}, 0),
+        ({"fused": True, "dtype": torch.float64}, 0),
+        ({"fused": True, "dtype": torch.bfloat16}, 0),
+        ({"fused": True, "base": Adam}, 0),
+        ({"fused": True, "base": type("Other", (SGD,), {})}, 0),  # its step may be another
+    ],
+)
+def test_one_pass_where_it_is_asked_for_and_right(
+    options: dict[str, Any], passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    sgd = kernels.sgd
+    monkeypatch.setattr(kernels, "sgd", lambda Gs, P, *a, **k: widths.append(P.shape[-1]) or sgd(Gs, P, *a, **k))
+    steps(**options)
+    assert sorted(widths) == sorted([1, 3, 4, 9] * passes)
+
+
+@built
+def test_a_frozen_factor_in_one_pass_is_torchs_fused_step() -> None:
+    """To rounding of single products."""
+    trained = []
+    for make in (partial(FOP, hyper_lr=0.0, preconditioner="spatial"), SGD):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(64, 64, 3, 3, generator=generator))]
+        optimizer = make(params, lr=0.1, momentum=0.9, weight_decay=0.01, fused=True)
+        for _ in range(20):
+            params[0].grad = torch.randn(params[0].shape, generator=generator)
+            optimizer.step()
+        trained.append(params[0].detach())
+    torch.testing.assert_close(*trained, rtol=1e-6, atol=1e-6)
+
+
+@built
+def test_autograd_knows_what_one_pass_wrote() -> None:
+    """A graph that still needs the weight as it was is refused, not taken through the new one."""
+    p = torch.nn.Parameter(torch.randn(8, 8, 3, 3))
+    optimizer = FOP([p], 0.1, momentum=0.9, preconditioner="spatial", fused=True)
+    for _ in range(2):
+        loss = p.square().sum()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -182,7 +286,8 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     Gs, Hs, P = both(9)
     G, H = (each[-1].view(-1, 1, 3, 3) for each in (Gs, Hs))
     assert not kernels.takes(9, [G])
-    assert torch.equal(kernels.SPATIAL.grams([G], [H]), preconditioners.grams(Gs[-1:], Hs[-1:]))
+    (slope,) = kernels.SPATIAL.slopes([P[-1]], [G], [H])
+    assert torch.equal(slope, preconditioners.FORMS["spatial"].slopes([P[-1]], [G], [H])[0])
     (product,) = kernels.SPATIAL.times([G], P[-1:], [None])
     assert torch.equal(product.view(-1, 9), preconditioners.times(Gs[-1:], P[-1:], [None])[0])
 
