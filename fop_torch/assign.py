@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from fop_torch.options import OPTIONS, check_names
+from fop_torch.options import OPTIONS, check_names, warn
 from fop_torch.preconditioners import FORMS
 
 KINDS = (*FORMS, "none")
@@ -64,10 +63,9 @@ def resolve(shape: torch.Size, kind: str, rank: int | None) -> tuple[str, int | 
         return kind, None
     width = FORMS["low_rank"].factor_shape(shape, None)[0]
     if rank is not None and rank > width:
-        warnings.warn(
+        warn(
             f"rank: {rank} exceeds the input dimension {width} of a parameter of shape {list(shape)}; {width} is used",
             UserWarning,
-            stacklevel=4,
         )
     rank = min(DEFAULT_RANK if rank is None else rank, width)
     return ("low_rank", rank) if rank else ("none", None)

@@ -105,23 +105,28 @@ class Bucket:
             torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
 
     def _in_one_pass(self, base: Optimizer) -> bool:
-        """May the library take the product together with the base's step? If that is SGD's fused one, with momentum."""
+        """May the library take the product and the base's step together? SGD's, as most use it."""
         group = self.group
-        if self.form is not kernels.SPATIAL or type(base) is not SGD or not group["fused"]:
+        if self.form is not kernels.SPATIAL or type(base) is not SGD or group["dampening"] != 0 or group["maximize"]:
             return False
-        velocities = [base.state[p].get("momentum_buffer") if p in base.state else None for p in self.params]
-        return (
-            all(velocity is not None for velocity in velocities)  # the first step makes them
-            and group["momentum"] != 0
-            and group["dampening"] == 0
-            and not group["maximize"]
-            and kernels.takes(self.Ms[0].shape[-1], [*self.Gs, *self.params, *velocities])
-        )
+        velocities = self._velocities(base)
+        if velocities is None:  # the first step makes them
+            return False
+        return kernels.takes(self.Ms[0].shape[-1], [*self.Gs, *self.params, *velocities])
+
+    def _velocities(self, base: Optimizer) -> list[Tensor] | None:
+        """SGD's momentum buffers, none without momentum; None where one doesn't exist yet."""
+        if self.group["momentum"] == 0:
+            return []
+        found = [base.state[p].get("momentum_buffer") for p in self.params if p in base.state]
+        existing = [velocity for velocity in found if velocity is not None]
+        return existing if len(existing) == len(self.params) else None
 
     def move(self, base: Optimizer) -> None:
         """Take the base's step for these parameters, along the gradient times P."""
+        velocities = self._velocities(base)
         assert self.joint is not None
-        velocities = [base.state[p]["momentum_buffer"] for p in self.params]
+        assert velocities is not None
         options = {name: self.group[name] for name in ("momentum", "weight_decay", "nesterov")}
         kernels.sgd(self.Gs, self.joint, velocities, self.params, lr=float(self.group["lr"]), **options)
 
@@ -149,16 +154,16 @@ class Bucket:
             torch._foreach_mul_(kept, momentum)
             torch._foreach_add_(kept, [gradient(p) for p in self.params])
             return
-        copied: list[tuple[Tensor, Tensor]] = []
+        olds, news = [], []
         for p, state in zip(self.params, self.states, strict=True):
-            grad = gradient(p)
-            later = None if captured else copied_on_write(grad)
-            if later is None:
-                copied.append((state["prev_grad"], grad))
-            else:
+            later = None if captured else copied_on_write(gradient(p))
+            if later is not None:
                 state["prev_grad"] = later
-        if copied:
-            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+                continue
+            olds.append(state["prev_grad"])
+            news.append(gradient(p))
+        if olds:
+            torch._foreach_copy_(olds, news)
 
 
 def copied_on_write(tensor: Tensor) -> Tensor | None:

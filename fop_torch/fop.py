@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from fop_torch.options import (
     check_options,
     check_parameter,
     check_rank,
+    warn,
 )
 from fop_torch.preconditioners import FORMS
 from fop_torch.report import Learned
@@ -83,7 +82,8 @@ class FOP(Optimizer):
             processes; `step` evaluates it three times.
         seed: Of the low rank's first M; the same on all processes.
         **base_options: Options of `base`, such as `momentum=0.9`. `foreach=True` keeps FOP to torch's calls too;
-            else `fop_torch.kernels` takes the products of a spatial step on a CPU, where its library has been built.
+            else `fop_torch.kernels` takes the products of a spatial step on a CPU, SGD's own step together with them,
+            where its library has been built.
 
     Raises:
         ValueError: If an option is out of range, or a form does not fit a parameter's shape.
@@ -317,6 +317,8 @@ class FOP(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step with the gradients as they are in `p.grad`, which stay as they are.
 
+        They are kept for the next step too; on a CPU torch copies a large one only if somebody writes to it.
+
         The hypergradient sees what the step sees: gradients accumulated, clipped or unscaled before the call.
 
         Args:
@@ -363,25 +365,21 @@ class FOP(Optimizer):
     def _learn(self) -> None:
         """Let M learn from the gradient at a point that is given up, and nothing from the way to the next one."""
         buckets, bare = self._sort()
-        with ExitStack() as entered:
-            for device in {p.device for bucket in buckets for p in bucket.params if in_autocast(p.device)}:
-                entered.enter_context(torch.autocast(device.type, enabled=False))
-            for bucket in buckets:
-                bucket.look_back()
-            well = self._well(buckets, bare)
-            if well is None or bool(well):
-                self._move_factors(buckets)
+        if _left_autocast(buckets, self._learn):
+            return
+        for bucket in buckets:
+            bucket.look_back()
+        well = self._well(buckets, bare)
+        if well is None or bool(well):
+            self._move_factors(buckets)
         for state in [state for bucket in buckets for state in bucket.states if "prev_grad" in state]:
             state["prev_grad"].zero_()
 
     def _take(self) -> None:
         """Take the step with the gradients as they are."""
         buckets, bare = self._sort()
-        for device in {bucket.Ms[0].device for bucket in buckets}:
-            if in_autocast(device):
-                with torch.autocast(device.type, enabled=False):
-                    self._take()
-                return
+        if _left_autocast(buckets, self._take):
+            return
         late = [bucket for bucket in buckets if bucket.group["order"] == "m-first"]
         paper = [bucket for bucket in buckets if bucket.group["order"] == "paper"]
         for bucket in buckets:
@@ -393,9 +391,6 @@ class FOP(Optimizer):
         if well is False:
             return
         try:
-            for bucket in buckets:
-                if bucket.joint is not None:
-                    bucket.move(self.base)
             _bare_step(self.base)
         finally:
             for bucket in buckets:
@@ -417,6 +412,8 @@ class FOP(Optimizer):
         self, buckets: list[Bucket], bare: list[Tensor], late: list[Bucket]
     ) -> tuple[bool | Tensor | None, Snapshot | None]:
         """Look whether all is finite, move the factors M, and lay the preconditioned gradients before the base.
+
+        Where the library takes the base's step in one pass with the product, that is taken here, and nothing left.
 
         Returns:
             Whether the step is to be taken (see `_well`), and the way back where that is not known yet.
@@ -445,8 +442,9 @@ class FOP(Optimizer):
             self.base.state[p]  # from now on its state is known to exist, be it empty
         for bucket in buckets:
             if bucket.joint is not None:
+                bucket.move(self.base)
                 for p in bucket.params:
-                    p.grad = None  # the base has nothing left to do
+                    p.grad = None  # nothing is left for the base
                 continue
             for p, step in zip(bucket.params, bucket.steps, strict=True):
                 if step.dtype != p.dtype:
@@ -488,8 +486,8 @@ class FOP(Optimizer):
                 bucket = buckets.get(key)
                 if bucket is None:
                     # foreach=True asks for torch's calls.
-                    compiled = kind == "spatial" and not group.get("foreach")
-                    bucket = buckets[key] = Bucket(group, kernels.SPATIAL if compiled else FORMS[kind], seen)
+                    form = FORMS[kind] if group.get("foreach") else kernels.FORMS.get(kind, FORMS[kind])
+                    bucket = buckets[key] = Bucket(group, form, seen)
                 bucket.params.append(p)
                 bucket.states.append(state)
                 bucket.Ms.append(M)
@@ -562,11 +560,10 @@ class FOP(Optimizer):
         self._skipped = self._skipped + 1
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 "FOP skipped a step: a gradient, hypergradient or preconditioner is not finite. Nothing was changed; "
                 "skipped_steps counts such steps. If there are many, lower lr or hyper_lr, or set max_norm.",
                 RuntimeWarning,
-                stacklevel=6,
             )
 
     def _move_factors(self, buckets: list[Bucket]) -> None:
@@ -619,6 +616,16 @@ class FOP(Optimizer):
     def describe(self) -> str:
         """A table: which parameter has which preconditioner, the shape of its M, its entries; in total, memory."""
         return report.describe(self)
+
+
+def _left_autocast(buckets: list[Bucket], call: Callable[[], None]) -> bool:
+    """Would products be taken in half precision? Then all is done anew without."""
+    for device in {bucket.Ms[0].device for bucket in buckets}:
+        if in_autocast(device):
+            with torch.autocast(device.type, enabled=False):
+                call()
+            return True
+    return False
 
 
 def _number(loss: Any) -> float:

@@ -1,6 +1,6 @@
 """A spatial step at the speed of memory, by a small C library where it has been built.
 
-It takes the narrow products, and with `fused=True` SGD's whole step together with the second of them.
+It takes the narrow products, the second of them in one pass with the whole step of SGD where that is the base.
 `pip` builds `narrow.c` beside this file if it finds a C compiler (GCC, on Linux, x86-64), and goes on without if not:
 once for vectors of eight floats and once for sixteen, which not every processor has. Both give the same bits.
 Where the library is missing, or made for another processor, and for whatever it doesn't take, torch's calls stand in.
@@ -86,14 +86,39 @@ def slopes(gradients: Tensors, previous: Tensors, Ms: Tensors) -> list[Tensor]:
     return list(found.unbind())
 
 
+def joint(Ms: Tensors) -> Tensor:
+    """`M M^T` of all layers, `[L, m, m]`."""
+    P = torch.empty(len(Ms), *Ms[0].shape)
+    _for(P.shape[-1]).fop_joint(len(Ms), _read(Ms), _one(P), P.shape[-1])
+    return P
+
+
 def sgd(
-    gradients: Tensors, P: Tensor, velocities: Tensors, params: Tensors,
-    *, lr: float, momentum: float, weight_decay: float, nesterov: bool,
-) -> None:  # fmt: skip
-    """The whole step of `torch.optim.SGD` along `G P`, which is never written to memory: five words a parameter."""
+    gradients: Tensors,
+    P: Tensor,
+    velocities: Tensors,
+    params: Tensors,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """The whole step of `torch.optim.SGD` along `G P`, which never lies in memory; to the bits of torch's calls.
+
+    Args:
+        gradients: As the library takes them.
+        P: `[L, m, m]`.
+        velocities: The momentum buffers, none without momentum.
+        params: As all of these, written in place.
+        lr: Learning rate.
+        momentum: 0 without.
+        weight_decay: Factor of the parameter that is added to `G P`.
+        nesterov: Nesterov's momentum.
+    """
     m = P.shape[-1]
     numbers = (ctypes.c_float(each) for each in (lr, momentum, weight_decay))
-    given = _read(gradients), _one(P.contiguous()), _written(velocities), _written(params)
+    given = _read(gradients), _one(P.contiguous()), _written(velocities) if velocities else None, _written(params)
     _for(m).fop_sgd(len(params), *given, *_rows(gradients, m), *numbers, nesterov)
     torch.autograd.graph.increment_version([*velocities, *params])  # as torch does for what it writes in place
 
@@ -110,7 +135,7 @@ def _written(tensors: Tensors) -> ctypes.Array[ctypes.c_void_p]:
 
 def _read(tensors: Tensors) -> ctypes.Array[ctypes.c_void_p]:
     # `data_ptr` is for writing too: it would make the copy that `bucket.copied_on_write` saves.
-    places = [torch._C._data_address(T) + 4 * T.storage_offset() for T in tensors]
+    places = [torch._C._data_address(T) + 4 * T.storage_offset() for T in tensors]  # type: ignore[attr-defined]
     return (ctypes.c_void_p * len(tensors))(*places)
 
 
@@ -126,6 +151,10 @@ def _rows(tensors: Tensors, m: int) -> tuple[ctypes.Array[ctypes.c_ssize_t], int
 class CompiledSpatial(Spatial):
     """The spatial form, its products by the library."""
 
+    def joint(self, Ms: Tensors) -> Tensor:
+        """`M M^T`."""
+        return joint(Ms) if takes(Ms[0].shape[-1], Ms) else super().joint(Ms)
+
     def times(self, Gs: Tensors, P: Tensor, outs: Sequence[Tensor | None]) -> list[Tensor]:
         """`G P`."""
         taken = takes(P.shape[-1], [*Gs, *(out for out in outs if out is not None)])
@@ -138,3 +167,5 @@ class CompiledSpatial(Spatial):
 
 
 SPATIAL = CompiledSpatial()
+#: What takes the place of `preconditioners.FORMS` unless torch's calls are asked for.
+FORMS = {"spatial": SPATIAL}

@@ -5,17 +5,22 @@
  * too much is not used, or is written over by the next row; the last rows of a block are taken exactly.
  *
  * Rows come in blocks of a fixed length, whose sums are added in order, and every entry has a lane of its own: the bits
- * depend neither on the number of threads nor on that of the lanes, which is eight, or sixteen with AVX-512.
+ * depend neither on the number of threads nor on that of the lanes, which is eight, or sixteen with AVX-512. Nor on the
+ * compiler: a product and a sum are rounded once where FMA or `fmaf` says so, and nowhere else (-ffp-contract=off).
  */
+#include <immintrin.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 #ifdef __AVX512F__
 #define LANES 16
+#define FMA(a, b, c) _mm512_fmadd_ps(_mm512_set1_ps(a), b, c)
 #define FITS __builtin_cpu_supports("avx512f")
 #else
 #define LANES 8
+#define FMA(a, b, c) _mm256_fmadd_ps(_mm256_set1_ps(a), b, c)
 #define FITS 1
 #endif
 #define BLOCK 2048
@@ -45,7 +50,7 @@ INLINE void times_rows(const float *G, const float *P, float *out, size from, si
   for (size r = from; r < to; r++) {
     vec sum[2] = {{0}, {0}};
     for (int i = 0; i < m; i++)
-      for (int v = 0; v < V; v++) sum[v] += G[r * m + i] * K[i * V + v];
+      for (int v = 0; v < V; v++) sum[v] = FMA(G[r * m + i], K[i * V + v], sum[v]);
     for (int v = 0; v < V; v++) memcpy(out + r * m + v * LANES, &sum[v], sizeof(float) * (exact ? width(m, v) : LANES));
   }
 }
@@ -57,7 +62,7 @@ INLINE void gram_rows(const float *G, const float *H, float *C, size from, size 
     vec h[2];
     for (int v = 0; v < V; v++) h[v] = load(H + r * m + v * LANES, exact ? width(m, v) : LANES);
     for (int i = 0; i < m; i++)
-      for (int v = 0; v < V; v++) sum[i * V + v] += G[r * m + i] * h[v];
+      for (int v = 0; v < V; v++) sum[i * V + v] = FMA(G[r * m + i], h[v], sum[i * V + v]);
   }
   for (int i = 0; i < m; i++)
     for (int v = 0; v < V; v++)
@@ -69,8 +74,8 @@ static void gram_of_one(const float *G, const float *H, float *C, size n) {
   float sum[WIDEST] = {0};
   size r = 0;
   for (; r + WIDEST <= n; r += WIDEST)
-    for (int j = 0; j < WIDEST; j++) sum[j] += G[r + j] * H[r + j];
-  for (; r < n; r++) sum[0] += G[r] * H[r];
+    for (int j = 0; j < WIDEST; j++) sum[j] = fmaf(G[r + j], H[r + j], sum[j]);
+  for (; r < n; r++) sum[0] = fmaf(G[r], H[r], sum[0]);
   for (int j = 0; j < WIDEST; j++) *C += sum[j];
 }
 
@@ -94,24 +99,38 @@ static void gram_block(const float *a, const float *b, float *c, size n, int m) 
   BLOCK_OF(gram_rows, gram_of_one(a, b, c, n))
 }
 
-typedef struct { float rate, momentum, decay, fresh, old; } rule;
+typedef struct { float rate, momentum, decay; int nesterov; } rule;
 
-/* The step is `fresh` times the gradient and `old` times the velocity: 0 and 1, with Nesterov 1 and the momentum. A strip
- * of preconditioned gradients stays in the nearest cache. */
+/* SGD's step along G P, rounded as in torch's calls. A strip of preconditioned gradients stays in the nearest cache.
+ * v is NULL without momentum. */
 static void sgd_block(const float *G, const float *P, float *restrict v, float *restrict p, size n, int m, const rule by) {
   float step[(STRIP + 1) * WIDEST];
   for (size s = 0; s < n; s += STRIP) {
     const size count = n - s < STRIP ? n - s : STRIP, at = s * m;
     times_block(G + at, P, step, count, m);
     for (size e = 0; e < count * m; e++) {
-      const float g = step[e] + by.decay * p[at + e];
-      v[at + e] = by.momentum * v[at + e] + g;
-      p[at + e] -= by.rate * (by.fresh * g + by.old * v[at + e]);
+      float g = step[e];
+      if (by.decay != 0) g = fmaf(p[at + e], by.decay, g);
+      if (v) {
+        v[at + e] = v[at + e] * by.momentum + g;
+        g = by.nesterov ? fmaf(v[at + e], by.momentum, g) : v[at + e];
+      }
+      p[at + e] = fmaf(g, -by.rate, p[at + e]);
     }
   }
 }
 
 int fop_fits(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && FITS; }
+
+/* P = M M^T for each of the layers, M, P: [m, m]. */
+void fop_joint(int layers, float **M, float *P, int m) {
+  for (int l = 0; l < layers; l++)
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < m; j++, P++) {
+        *P = 0;
+        for (int k = 0; k < m; k++) *P = fmaf(M[l][i * m + k], M[l][j * m + k], *P);
+      }
+}
 
 /* For each of the layers G: [rows, m], P: [m, m], out: [rows, m]. */
 void fop_times(int layers, float **G, const float *P, float **out, const size *rows, int m, int threads) {
@@ -123,16 +142,17 @@ void fop_times(int layers, float **G, const float *P, float **out, const size *r
   }
 }
 
-/* For each of the layers G: [rows, m], P: [m, m], and the velocity v and the parameter p: [rows, m]. */
+/* For each of the layers G: [rows, m], P: [m, m], and the velocity v, NULL without momentum, and the parameter p:
+ * [rows, m]. */
 void fop_sgd(int layers, float **G, const float *P, float **v, float **p, const size *rows, int m, int threads,
              float rate, float momentum, float decay, int nesterov) {
-  const rule by = {rate, momentum, decay, nesterov ? 1 : 0, nesterov ? momentum : 1};
+  const rule by = {rate, momentum, decay, nesterov};
 #pragma omp parallel num_threads(threads)
   for (int l = 0; l < layers; l++) {
 #pragma omp for schedule(static) nowait
     for (size b = 0; b < BLOCKS(rows[l]); b++) {
       const size at = b * BLOCK * m;
-      sgd_block(G[l] + at, P + l * m * m, v[l] + at, p[l] + at, LEFT(rows[l], b), m, by);
+      sgd_block(G[l] + at, P + l * m * m, v ? v[l] + at : NULL, p[l] + at, LEFT(rows[l], b), m, by);
     }
   }
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Real
@@ -165,3 +167,11 @@ def check_parameter(p: Tensor) -> None:
             f"params: sharded parameters (DTensor) are not supported, got one of shape {list(p.shape)}; "
             "use DistributedDataParallel, or keep the torch optimizer for this parameter"
         )
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the program that called torch or this package, whatever lies in between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "fop_torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

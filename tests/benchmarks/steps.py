@@ -42,14 +42,16 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def against_momentum(network: str, build: Callable[[], nn.Module], rounds: int) -> Iterator[dict[str, Any]]:
-    """Step over `SGD(momentum=0.9, foreach=True)`'s, caches cold."""
+    """Step over `SGD(momentum=0.9, foreach=True)`'s, caches cold, gradients as a backward pass leaves them."""
     makers: dict[str, Callable[[nn.Module], Any]] = {
         f"{method}, {flag}": lambda net, make=make, flag=flag: make(net, **{flag: True})
         for method, make in FIGURE_2.items()
         for flag in ("foreach", "fused")
     }
+    librarys = set()
     if kernels.library is not None:
-        makers["FOP, kernel"] = FIGURE_2["FOP"]  # without foreach=True the narrow products are the library's
+        librarys = {"FOP, kernel", "FOP, fused", "FOP-norm, fused"}
+        makers["FOP, kernel"] = FIGURE_2["FOP"]  # as it comes: without foreach=True much is the library's
     makers |= {
         f"{form}, {flag}": lambda net, form=form, flag=flag: FOP(
             spatial(net, form), RATE, momentum=0.9, **REPAIRED[form], **{flag: True}
@@ -81,8 +83,8 @@ def against_momentum(network: str, build: Callable[[], nn.Module], rounds: int) 
         yield {
             "section": "step", "network": network, "name": name, "baseline": BASELINE, "unit": "ratio",
             **quartiles(ratios(each, times_[BASELINE])), "seconds": quartiles(each)["value"], "parameters": count,
-            # A compiled step merges operations; what it moves cannot be counted from outside.
-            "words": None if "compiled" in name else cost.words(optimizer),
+            # What a compiled step moves, or the library, cannot be counted from outside.
+            "words": None if name in compiled or name in librarys else cost.words(optimizer),
             "state_bytes": bytes_of([part.state for part in parts], set()) / count,
         }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from fop_torch import FOP, assign, kernels
+from fop_torch import FOP, assign
 from fop_torch.studies import cost
 from tests.benchmarks.networks import FIGURE_2, MOMENTUM, RATE, all_cnn_c, cifar10, mnist_net, resnet18
 from tests.benchmarks.timer import clock, confidence, quartiles, ratios, turns
@@ -61,29 +63,53 @@ def run(quick: bool) -> Iterator[dict[str, Any]]:
     small = torch.randn(64, 3, 64, 64, generator=generator), torch.randint(1000, (64,), generator=generator)
     if images.shape[1] != 3:  # digits are grey and tiny: noise of the right size costs the same
         images, source = torch.randn(128, 3, 32, 32, generator=generator), "noise"
-    for network, build, batch, data in (
-        ("All-CNN-C", all_cnn_c, (images, labels), source),
-        ("ResNet-18", resnet18, small, "noise"),
-    ):
-        makers = {name: lambda net, make=make: make(net, foreach=True) for name, make in FIGURE_2.items()}
-        makers["FOP, fused"] = lambda net: FIGURE_2["FOP"](net, fused=True)
-        if kernels.library is not None:
-            makers["FOP, kernel"] = FIGURE_2["FOP"]  # as in `steps`
-        trainers = {name: Trainer(build, make, batch) for name, make in makers.items()}
-        train(trainers, 4 if quick else ROUNDS[network])
-        base = trainers[MOMENTUM]
-        step, whole = statistics.median(base.part), statistics.median(base.whole)
-        for name, each in trainers.items():
-            percent = [100 * (ratio - 1) for ratio in ratios(each.whole, base.whole)]
-            yield {
-                "section": "training", "network": network, "name": name, "baseline": MOMENTUM, "unit": "%",
-                "interval": "95 %", **confidence(percent), "seconds": statistics.median(each.whole),
-                # The step's own times vary far less than those of a whole step.
-                "by_step": quartiles([100 * (part - step) / whole for part in each.part]),
-                "share": 100 * statistics.median(each.part) / whole,
-                "batch": list(batch[0].shape), "data": data, "rounds": len(each.whole),
-            }  # fmt: skip
     yield from mnist(6 if quick else 60)
+    for section in ("training", "training, pages kept"):
+        if section != "training":
+            if platform.libc_ver()[0] != "glibc":
+                return
+            keep_pages()
+        for network, build, batch, data in (
+            ("All-CNN-C", all_cnn_c, (images, labels), source),
+            ("ResNet-18", resnet18, small, "noise"),
+        ):
+            for name, row in whole_steps(build, batch, 4 if quick else ROUNDS[network]):
+                yield {
+                    "section": section, "network": network, "name": name, "baseline": MOMENTUM, "unit": "%",
+                    "interval": "95 %", **row, "batch": list(batch[0].shape), "data": data,
+                }  # fmt: skip
+
+
+def keep_pages() -> None:
+    """Keep memory that was freed, as other allocators do: glibc's gives it back, and asks for it anew.
+
+    How much of it depends on how the heap happens to lie, and every page that comes anew costs a fault.
+    """
+    trim_threshold, mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
+
+
+def whole_steps(
+    build: Callable[[], nn.Module], batch: tuple[Tensor, Tensor], rounds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each method, as it comes, adds to a step of training with momentum; FOP with torch's flags too."""
+    makers = dict(FIGURE_2)
+    for flag in ("foreach", "fused"):
+        makers[f"FOP, {flag}"] = lambda net, flag=flag: FIGURE_2["FOP"](net, **{flag: True})
+    trainers = {name: Trainer(build, make, batch) for name, make in makers.items()}
+    train(trainers, rounds)
+    base = trainers[MOMENTUM]
+    step, whole = statistics.median(base.part), statistics.median(base.whole)
+    for name, each in trainers.items():
+        percent = [100 * (ratio - 1) for ratio in ratios(each.whole, base.whole)]
+        yield name, {
+            **confidence(percent), "seconds": statistics.median(each.whole),
+            # The step's own times vary far less than those of a whole step.
+            "by_step": quartiles([100 * (part - step) / whole for part in each.part]),
+            "share": 100 * statistics.median(each.part) / whole, "rounds": len(each.whole),
+        }  # fmt: skip
 
 
 def mnist(rounds: int) -> Iterator[dict[str, Any]]:

@@ -93,8 +93,9 @@ def test_one_bad_entry_anywhere_leaves_no_trace(kind: str, order: str, dtype: to
             bad[i].view(-1)[j] = next(values)
             feed(params, bad)
             if skipped == 0:
-                with pytest.warns(RuntimeWarning, match="skipped a step.*not finite.*skipped_steps"):
+                with pytest.warns(RuntimeWarning, match="skipped a step.*not finite.*skipped_steps") as said:
                     optimizer.step()
+                assert said[0].filename == __file__
             else:
                 optimizer.step()  # a second warning would be an error
             skipped += 1

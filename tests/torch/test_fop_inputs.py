@@ -238,6 +238,7 @@ def test_a_rank_over_the_dimension_is_clamped_and_said(given: str) -> None:
     with pytest.warns(UserWarning, match="rank: 7 exceeds the input dimension") as said:
         optimizer = make[given]()
     assert [re.findall(r"\d+ is used", str(each.message)) for each in said] == [["4 is used"], ["3 is used"]]
+    assert {each.filename for each in said} == {__file__}
     assert [list(optimizer.state[each.weight]["M"].shape) for each in model] == [[4, 4], [3, 3]]
 
 
