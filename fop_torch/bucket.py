@@ -40,7 +40,8 @@ class Bucket:
     projected: Any = None
     slopes: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
-    joint: Tensor | None = None  # P of all layers, where the product and the base's step are one pass
+    velocities: list[Tensor] | None = None  # of the base, where its step and the product are one pass
+    joint: Tensor | None = None  # P of all layers then
 
     def look_back(self) -> None:
         """Form the hypergradients, from this gradient, the one before and M as it is."""
@@ -84,7 +85,8 @@ class Bucket:
             base: The base optimizer.
             in_place: Write it into the memory of the gradient before, which is no longer needed.
         """
-        if self._in_one_pass(base):
+        self.velocities = self._in_one_pass(base)
+        if self.velocities is not None:
             self.joint = kernels.SPATIAL.joint(self.Ms)
             if self.group["normalize"]:
                 self.joint *= torch.stack(kernels.SPATIAL.scales(self.Ms))[:, None, None]
@@ -104,31 +106,30 @@ class Bucket:
         if self.group["normalize"] and isinstance(self.form, Dense):
             torch._foreach_mul_(self.steps, self.form.scales(self.Ms))
 
-    def _in_one_pass(self, base: Optimizer) -> bool:
-        """May the library take the product and the base's step together? SGD's, as most use it."""
+    def _in_one_pass(self, base: Optimizer) -> list[Tensor] | None:
+        """May the library take the product and the base's step together? SGD's, as most use it.
+
+        Returns:
+            SGD's momentum buffers, none without momentum; or None.
+        """
         group = self.group
         if self.form is not kernels.SPATIAL or type(base) is not SGD or group["dampening"] != 0 or group["maximize"]:
-            return False
-        velocities = self._velocities(base)
-        if velocities is None:  # the first step makes them
-            return False
-        return kernels.takes(self.Ms[0].shape[-1], [*self.Gs, *self.params, *velocities])
+            return None
+        velocities: list[Tensor] = []
+        if group["momentum"] != 0:
+            found = [base.state[p].get("momentum_buffer") for p in self.params if p in base.state]
+            velocities = [velocity for velocity in found if velocity is not None]
+            if len(velocities) < len(self.params):  # the first step makes them
+                return None
+        taken = kernels.takes(self.Ms[0].shape[-1], [*self.Gs, *self.params, *velocities])
+        return velocities if taken else None
 
-    def _velocities(self, base: Optimizer) -> list[Tensor] | None:
-        """SGD's momentum buffers, none without momentum; None where one doesn't exist yet."""
-        if self.group["momentum"] == 0:
-            return []
-        found = [base.state[p].get("momentum_buffer") for p in self.params if p in base.state]
-        existing = [velocity for velocity in found if velocity is not None]
-        return existing if len(existing) == len(self.params) else None
-
-    def move(self, base: Optimizer) -> None:
+    def move(self) -> None:
         """Take the base's step for these parameters, along the gradient times P."""
-        velocities = self._velocities(base)
         assert self.joint is not None
-        assert velocities is not None
+        assert self.velocities is not None
         options = {name: self.group[name] for name in ("momentum", "weight_decay", "nesterov")}
-        kernels.sgd(self.Gs, self.joint, velocities, self.params, lr=float(self.group["lr"]), **options)
+        kernels.sgd(self.Gs, self.joint, self.velocities, self.params, lr=float(self.group["lr"]), **options)
 
     def remember(self) -> None:
         """Keep this step's gradient and learning rate for the next hypergradient."""

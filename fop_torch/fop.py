@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 from fop_torch import checkpoint, kernels, report
 from fop_torch.assign import resolve
 from fop_torch.bucket import Bucket, adam_sensitivity, gradient, in_autocast
-from fop_torch.guard import Snapshot, finite, total_sizes
+from fop_torch.guard import LARGEST, Snapshot, finite, total_sizes
 from fop_torch.options import (
     CHOICES,
     OPTIONS,
@@ -442,7 +442,7 @@ class FOP(Optimizer):
             self.base.state[p]  # from now on its state is known to exist, be it empty
         for bucket in buckets:
             if bucket.joint is not None:
-                bucket.move(self.base)
+                bucket.move()
                 for p in bucket.params:
                     p.grad = None  # nothing is left for the base
                 continue
@@ -518,7 +518,10 @@ class FOP(Optimizer):
             tensors += bucket.slopes or bucket.Gs
             if bucket.slopes and bucket.group["through"] == "step":
                 tensors += bucket.Gs
-        sizes = total_sizes(tensors, [M for bucket in buckets for M in bucket.Ms])
+        factors = [M for bucket in buckets for M in bucket.Ms]
+        if kernels.takes(1, [*tensors, *factors]):
+            return kernels.bounded(tensors, LARGEST) and kernels.bounded(factors, LARGEST / 1e20)
+        sizes = total_sizes(tensors, factors)
         if sizes[0].device.type == "cpu":
             return all(math.isfinite(size) for size in sizes)
         well = finite(sizes)

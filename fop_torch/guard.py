@@ -11,6 +11,7 @@ from torch._utils import _flatten_dense_tensors
 
 #: Tensors up to this many entries are looked at together, larger ones each on its own, without a copy.
 SMALL = 4096
+LARGEST = torch.finfo(torch.float32).max
 
 
 def total_sizes(tensors: list[Tensor], factors: list[Tensor]) -> list[Tensor]:

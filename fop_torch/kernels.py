@@ -86,6 +86,18 @@ def slopes(gradients: Tensors, previous: Tensors, Ms: Tensors) -> list[Tensor]:
     return list(found.unbind())
 
 
+def bounded(tensors: Tensors, most: float) -> bool:
+    """Is the sum of the squares of each tensor's entries, taken in single precision, at most that?
+
+    Args:
+        tensors: As the library takes them.
+        most: At most the largest float, which an infinite sum exceeds, as NaN does any number.
+    """
+    assert library is not None
+    sizes, _, threads = _rows(tensors, 1)
+    return bool(library.fop_bounded(len(tensors), _read(tensors), sizes, ctypes.c_float(most), threads))
+
+
 def joint(Ms: Tensors) -> Tensor:
     """`M M^T` of all layers, `[L, m, m]`."""
     P = torch.empty(len(Ms), *Ms[0].shape)

@@ -122,6 +122,19 @@ static void sgd_block(const float *G, const float *P, float *restrict v, float *
 
 int fop_fits(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && FITS; }
 
+/* Is the sum of the squares of each tensor's n entries at most that? Not if one is not finite. */
+int fop_bounded(int tensors, float **T, const size *n, float most, int threads) {
+  int well = 1;
+  for (int t = 0; t < tensors && well; t++) {
+    const float *const x = T[t];
+    float sum = 0;
+#pragma omp parallel for simd reduction(+ : sum) num_threads(threads) if (n[t] > 1 << 15)
+    for (size e = 0; e < n[t]; e++) sum += x[e] * x[e];
+    well = sum <= most;
+  }
+  return well;
+}
+
 /* P = M M^T for each of the layers, M, P: [m, m]. */
 void fop_joint(int layers, float **M, float *P, int m) {
   for (int l = 0; l < layers; l++)

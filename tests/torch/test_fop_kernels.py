@@ -274,7 +274,7 @@ def test_one_pass_where_it_is_right(options: dict[str, Any], passes: int, monkey
 )
 def test_one_pass_has_the_bits_of_product_and_step(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = steps(**options)
-    monkeypatch.setattr(Bucket, "_in_one_pass", lambda self, base: False)
+    monkeypatch.setattr(Bucket, "_in_one_pass", lambda self, base: None)
     assert all(torch.equal(a, b) for a, b in zip(found, steps(**options), strict=True))
 
 
@@ -332,3 +332,19 @@ def test_who_counts_operations_sees_torchs() -> None:
     optimizer.step()
     # The Gram matrix and the product, each 2 * 9 operations an entry, and twice that for pairs of rows.
     assert cost.watch(optimizer.step)[1] >= 2 * 2 * 9 * p.numel()
+
+
+@built
+@pytest.mark.parametrize("n", [0, 1, 7, 40_000])
+def test_what_is_not_bounded_is_found_wherever_it_stands(n: int) -> None:
+    tensors = [torch.ones(n), torch.ones(3, 5), torch.ones(100_000)]
+    largest = torch.finfo(torch.float32).max
+    assert kernels.bounded(tensors, largest)
+    assert kernels.bounded(tensors, 100_000)
+    assert not kernels.bounded(tensors, 99_999)
+    for tensor in tensors:
+        for place in {0, tensor.numel() // 2, tensor.numel() - 1} if tensor.numel() else ():
+            for value in (torch.nan, torch.inf, -torch.inf, 2e19):  # whose square is not finite
+                spoilt = [each.clone() for each in tensors]
+                spoilt[[each is tensor for each in tensors].index(True)].view(-1)[place] = value
+                assert not kernels.bounded(spoilt, largest)
