@@ -194,9 +194,11 @@ def recorded(network: str, method: str) -> float:
 
 
 @pytest.mark.claim("fig-2-negligible-cost", shows="undecided", by="experiment")
-def test_added_time_is_negligible_on_one_network_and_not_on_the_other() -> None:
-    """The limit of a percent was chosen when both were known; the paper names no device."""
-    assert recorded("All-CNN-C", "FOP") < 1 < recorded("ResNet-18", "FOP")
+def test_added_time_is_small_and_depends_on_the_network() -> None:
+    """The limits were chosen when both were known; the paper names no device."""
+    small, large = (recorded(network, "FOP") for network in ("All-CNN-C", "ResNet-18"))
+    assert 0 < small < 1
+    assert small < large < 3
 
 
 @pytest.mark.claim("fig-2-cifar-time-s-hd", shows="undecided", by="experiment")
