@@ -47,7 +47,7 @@ clean:
 	rm -rf _build
 
 # The environment, made when it is missing and brought up to date when what it holds has changed.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard fop_torch/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not that. Name one: make $(or $(MAKECMDGOALS),book) PYTHON=python3.12" >&2; \
 	  exit 1; }
@@ -56,7 +56,7 @@ $(READY): pyproject.toml constraints.txt
 	@PYTHONWARNINGS=ignore $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
 	@touch $@
 
-$(BENCH)/.installed: pyproject.toml constraints.txt
+$(BENCH)/.installed: pyproject.toml constraints.txt $(wildcard fop_torch/*.c)
 	@$(BENCH)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BENCH)
 	@echo "Installing the pinned packages into $(BENCH) ..."
 	@PYTHONWARNINGS=ignore $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -3,7 +3,8 @@
 It takes the narrow products, the second of them in one pass with the whole step of SGD where that is the base.
 `pip` builds `narrow.c` beside this file if it finds a C compiler (GCC, on Linux, x86-64), and goes on without if not:
 once for vectors of eight floats and once for sixteen, which not every processor has. Both give the same bits.
-Where the library is missing, or made for another processor, and for whatever it doesn't take, torch's calls stand in.
+Where the library is missing, older than its source, or made for another processor, and for whatever it doesn't take,
+torch's calls stand in.
 A group with `foreach=True` asks for torch's calls itself, and gets the same bits with and without the library.
 """
 
@@ -34,8 +35,10 @@ def load(name: str) -> ctypes.CDLL | None:
     if not hasattr(torch._C, "_data_address"):  # another version of torch
         return None
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(name + suffix)
+        path, source = (Path(__file__).with_name(each) for each in (name + suffix, "narrow.c"))
         if path.exists():
+            if source.exists() and source.stat().st_mtime > path.stat().st_mtime:  # built from what it was before
+                return None
             try:
                 library = ctypes.CDLL(str(path))
             except OSError:  # built against libraries that this machine doesn't have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -303,6 +304,20 @@ def test_autograd_knows_what_one_pass_wrote() -> None:
         optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@built
+def test_a_library_older_than_its_source_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It may know other functions, or other arguments of them."""
+    library = Path(kernels.library._name)
+    copy = Path(shutil.copy(library, tmp_path))
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    assert kernels.load("_narrow") is not None
+    source = tmp_path / "narrow.c"
+    source.touch()
+    for age, loads in ((-10, True), (10, False)):
+        os.utime(source, (copy.stat().st_mtime + age,) * 2)
+        assert (kernels.load("_narrow") is not None) == loads
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
