@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fop_torch.preconditioners import Spatial, Tensors
 
-#: Columns for which the library has code; more than 16 suit torch's products.
+#: Columns for which the library has code of their own.
 WIDTHS = (1, 3, 4, 5, 7, 8, 9, 16)
+#: For other numbers of columns, up to so many, it has one code, which suits gradients of up to so many entries.
+WIDEST, FEW = 64, 2**16
 #: A subclass may be anything.
 PLAIN = (Tensor, Parameter)
 #: Rows of a block in `narrow.c`.
@@ -61,7 +63,7 @@ def takes(m: int, tensors: Tensors) -> bool:
     """
     return (
         library is not None
-        and m in WIDTHS
+        and (m in WIDTHS or (m <= WIDEST and all(T.numel() <= FEW for T in tensors)))
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None
         and all(

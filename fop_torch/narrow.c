@@ -27,6 +27,7 @@
 #define BLOCKS(n) (((n) + BLOCK - 1) / BLOCK)
 #define LEFT(n, b) ((n) - (b) * BLOCK < BLOCK ? (n) - (b) * BLOCK : BLOCK)
 #define WIDEST 16
+#define ANY 64
 #define STRIP 64
 #define INLINE static inline __attribute__((always_inline))
 
@@ -83,20 +84,34 @@ static void times_one(const float *G, float P, float *out, size n) {
   for (size r = 0; r < n; r++) out[r] = G[r] * P;
 }
 
+/* Any other width: vectors run along the row, and the sums lie in memory. */
+static void gram_of_any(const float *restrict G, const float *restrict H, float *restrict C, size n, int m) {
+  for (size r = 0; r < n; r++)
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < m; j++) C[i * m + j] = fmaf(G[r * m + i], H[r * m + j], C[i * m + j]);
+}
+
+static void times_any(const float *restrict G, const float *restrict P, float *restrict out, size n, int m) {
+  memset(out, 0, sizeof(float) * n * m);
+  for (size r = 0; r < n; r++)
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < m; j++) out[r * m + j] = fmaf(G[r * m + i], P[i * m + j], out[r * m + j]);
+}
+
 /* A block of n rows; m and `exact` are constants where the functions above are unrolled. */
 #define OF_WIDTH(rows, m) case m: rows(a, b, c, 0, wide, m, 0); rows(a, b, c, wide, n, m, 1); break;
-#define BLOCK_OF(rows, one) \
+#define BLOCK_OF(rows, one, any) \
   size wide = n - WIDEST; \
   if (wide < 0) wide = 0; \
   switch (m) { case 1: one; break; \
                OF_WIDTH(rows, 3) OF_WIDTH(rows, 4) OF_WIDTH(rows, 5) OF_WIDTH(rows, 7) OF_WIDTH(rows, 8) \
-               OF_WIDTH(rows, 9) OF_WIDTH(rows, 16) }
+               OF_WIDTH(rows, 9) OF_WIDTH(rows, 16) default: any; }
 
 static void times_block(const float *a, const float *b, float *c, size n, int m) {
-  BLOCK_OF(times_rows, times_one(a, *b, c, n))
+  BLOCK_OF(times_rows, times_one(a, *b, c, n), times_any(a, b, c, n, m))
 }
 static void gram_block(const float *a, const float *b, float *c, size n, int m) {
-  BLOCK_OF(gram_rows, gram_of_one(a, b, c, n))
+  BLOCK_OF(gram_rows, gram_of_one(a, b, c, n), gram_of_any(a, b, c, n, m))
 }
 
 typedef struct { float rate, momentum, decay; int nesterov; } rule;
@@ -104,7 +119,7 @@ typedef struct { float rate, momentum, decay; int nesterov; } rule;
 /* SGD's step along G P, rounded as in torch's calls. A strip of preconditioned gradients stays in the nearest cache.
  * v is NULL without momentum. */
 static void sgd_block(const float *G, const float *P, float *restrict v, float *restrict p, size n, int m, const rule by) {
-  float step[(STRIP + 1) * WIDEST];
+  float step[(STRIP + 1) * ANY];
   for (size s = 0; s < n; s += STRIP) {
     const size count = n - s < STRIP ? n - s : STRIP, at = s * m;
     times_block(G + at, P, step, count, m);
@@ -137,12 +152,12 @@ int fop_bounded(int tensors, float **T, const size *n, float most, int threads) 
 
 /* P = M M^T for each of the layers, M, P: [m, m]. */
 void fop_joint(int layers, float **M, float *P, int m) {
-  for (int l = 0; l < layers; l++)
+  for (int l = 0; l < layers; l++, P += m * m) {
+    float transposed[ANY * ANY];
     for (int i = 0; i < m; i++)
-      for (int j = 0; j < m; j++, P++) {
-        *P = 0;
-        for (int k = 0; k < m; k++) *P = fmaf(M[l][i * m + k], M[l][j * m + k], *P);
-      }
+      for (int j = 0; j < m; j++) transposed[j * m + i] = M[l][i * m + j];
+    times_block(M[l], transposed, P, m, m);
+  }
 }
 
 /* For each of the layers G: [rows, m], P: [m, m], out: [rows, m]. */
@@ -187,15 +202,12 @@ int fop_slopes(int layers, float **G, float **H, float **M, float *S, const size
     }
   }
   for (int l = 0; l < layers; l++, S += m * m) {
-    float C[WIDEST * WIDEST] = {0};
+    float C[ANY * ANY] = {0};
     for (size b = 0; b < BLOCKS(rows[l]); b++, sums += m * m)
       for (int e = 0; e < m * m; e++) C[e] += sums[e];
     for (int i = 0; i < m; i++)
-      for (int j = 0; j < m; j++) {
-        float sum = 0;
-        for (int k = 0; k < m; k++) sum += (C[i * m + k] + C[k * m + i]) * M[l][k * m + j];
-        S[i * m + j] = sum;
-      }
+      for (int j = 0; j <= i; j++) C[i * m + j] = C[j * m + i] = C[i * m + j] + C[j * m + i];
+    times_block(C, M[l], S, m, m);
   }
   free(parts);
   return 0;

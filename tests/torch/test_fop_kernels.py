@@ -24,8 +24,10 @@ from fop_torch.bucket import Bucket
 ROOT = Path(__file__).parents[2]
 built = pytest.mark.skipif(kernels.library is None, reason="the library isn't built here")
 both_built = pytest.mark.skipif(not (kernels.library and kernels.wide), reason="not built, or not for this processor")
+#: Those with code of their own, and others.
+WIDTHS = (*kernels.WIDTHS, 2, 6, 17, 25, 49, kernels.WIDEST)
 #: Rows: none, fewer than a vector reaches over, about a block, several blocks.
-ROWS = (0, 1, 2, 5, 15, 17, kernels.BLOCK - 1, kernels.BLOCK + 1, 3 * kernels.BLOCK + 7)
+ROWS = (0, 1, 2, 5, 15, 17, 63, 65, kernels.BLOCK - 1, kernels.BLOCK + 1, 3 * kernels.BLOCK + 7)
 
 
 @pytest.fixture
@@ -68,11 +70,10 @@ def test_the_library_is_built_where_there_is_a_compiler() -> None:
 
 
 @built
-@pytest.mark.parametrize("m", kernels.WIDTHS)
+@pytest.mark.parametrize("m", WIDTHS)
 def test_products_equal_those_in_double_precision(m: int) -> None:
     """Rounding of m or n terms, each relative to the sum of their sizes."""
     Gs, Hs, P = both(m)
-    assert kernels.takes(m, Gs)
     guarded = [torch.full((len(G) + 4, m), 7.0) for G in Gs]  # nothing is written past the end
     outs = [memory[: len(G)] for G, memory in zip(Gs, guarded, strict=True)]
     products, slopes = kernels.times(Gs, P, outs), kernels.slopes(Gs, Hs, P.unbind())
@@ -87,7 +88,7 @@ def test_products_equal_those_in_double_precision(m: int) -> None:
 
 
 @built
-@pytest.mark.parametrize("m", kernels.WIDTHS)
+@pytest.mark.parametrize("m", WIDTHS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -125,7 +126,7 @@ def test_sgds_step_in_one_pass_has_the_bits_of_torchs(m: int, options: dict[str,
 
 
 @built
-@pytest.mark.parametrize("m", kernels.WIDTHS)
+@pytest.mark.parametrize("m", WIDTHS)
 def test_bits_do_not_depend_on_the_threads(m: int, threads: None) -> None:
     Gs, Hs, P = both(m)
     found = []
@@ -137,7 +138,7 @@ def test_bits_do_not_depend_on_the_threads(m: int, threads: None) -> None:
 
 
 @both_built
-@pytest.mark.parametrize("m", kernels.WIDTHS)
+@pytest.mark.parametrize("m", WIDTHS)
 def test_bits_do_not_depend_on_the_lanes(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry is summed in a lane of its own, in the same order in both."""
     Gs, Hs, P = both(m)
@@ -156,7 +157,7 @@ def test_the_wider_where_rows_fill_it_and_the_other_where_it_is_missing(monkeypa
 
 
 @built
-@pytest.mark.parametrize("m", kernels.WIDTHS)
+@pytest.mark.parametrize("m", WIDTHS)
 def test_what_is_not_finite_stays_in_its_row(m: int) -> None:
     """A vector reaches into the next row: nothing of that may remain."""
     G, _, P = (each[-1] for each in both(m))
@@ -258,7 +259,7 @@ def test_one_pass_where_it_is_right(options: dict[str, Any], passes: int, monkey
     sgd = kernels.sgd
     monkeypatch.setattr(kernels, "sgd", lambda Gs, P, *a, **k: widths.append(P.shape[-1]) or sgd(Gs, P, *a, **k))
     steps(**options)
-    assert sorted(widths) == sorted([1, 3, 4, 9] * passes)
+    assert sorted(widths) == sorted([1, 3, 4, 9, 25] * passes)
 
 
 @built
@@ -304,6 +305,15 @@ def test_autograd_knows_what_one_pass_wrote() -> None:
         optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@built
+@pytest.mark.parametrize(
+    ("m", "entries", "expected"),
+    [(9, kernels.FEW + 9, True), (25, kernels.FEW, True), (25, kernels.FEW + 50, False), (65, 65, False)],
+)
+def test_other_widths_for_few_rows(m: int, entries: int, expected: bool) -> None:
+    assert kernels.takes(m, [torch.zeros(m), torch.zeros(entries // m * m)]) == expected
 
 
 @built
