@@ -6,6 +6,7 @@ import ctypes
 import platform
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,10 +95,10 @@ def keep_pages() -> None:
 def whole_steps(
     build: Callable[[], nn.Module], batch: tuple[Tensor, Tensor], rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What each method, as it comes, adds to a step of training with momentum; FOP with torch's flags too."""
+    """What each method, as it comes, adds to a step of training with momentum; some with torch's flags too."""
     makers = dict(FIGURE_2)
-    for flag in ("foreach", "fused"):
-        makers[f"FOP, {flag}"] = lambda net, flag=flag: FIGURE_2["FOP"](net, **{flag: True})
+    for method, flag in (("FOP", "foreach"), ("FOP", "fused"), (MOMENTUM, "foreach")):
+        makers[f"{method}, {flag}"] = partial(FIGURE_2[method], **{flag: True})
     trainers = {name: Trainer(build, make, batch) for name, make in makers.items()}
     train(trainers, rounds)
     base = trainers[MOMENTUM]
