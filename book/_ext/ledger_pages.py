@@ -574,7 +574,9 @@ class LedgerTable(LedgerDirective):
             classes="row-place",
         )
         said = [nodes.math("", _lines(claim.statement))] if _is_formula(claim) else inline(claim.statement)
-        how = "row-statement formula" if _is_formula(claim) else "row-statement"
+        how = "row-statement"
+        if _is_formula(claim):
+            how += " formula lines" if r"\begin{aligned}" in _lines(claim.statement) else " formula"
         faults = f"{row.killed}/{row.planted}" if row.planted else ""
         told = f"{row.killed} of {row.planted} planted faults were noticed" if faults else "no fault was planted"
         summary = el(
