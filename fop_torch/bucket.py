@@ -173,17 +173,15 @@ def copied_on_write(tensor: Tensor) -> Tensor | None:
     So a gradient that `zero_grad` drops need not be copied at all.
 
     Returns:
-        None where a copy is cheap, where torch can't, and off the CPU.
+        None where a copy is cheap, where torch can't, off the CPU, and where somebody else looks at the same memory.
     """
-    if (
-        tensor.numel() <= SMALL
-        or not tensor.is_cpu
-        or torch.compiler.is_compiling()
-        or tensor.untyped_storage().nbytes() != tensor.nbytes  # a view: all of what it looks at would be copied
-    ):
+    if tensor.numel() <= SMALL or not tensor.is_cpu or torch.compiler.is_compiling():
         return None
     try:
-        return torch._lazy_clone(tensor)
+        storage = tensor.untyped_storage()
+        # An array over this memory would be written unseen by torch, and a view would make it copy more than this.
+        uses = tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+        return torch._lazy_clone(tensor) if uses == (2, 2) and storage.nbytes() == tensor.nbytes else None
     except (RuntimeError, AttributeError):  # memory of an array or of several processes; another version of torch
         return None
 

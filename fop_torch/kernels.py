@@ -37,9 +37,9 @@ def load(name: str) -> ctypes.CDLL | None:
     if not hasattr(torch._C, "_data_address"):  # another version of torch
         return None
     for suffix in EXTENSION_SUFFIXES:
-        path, source = (Path(__file__).with_name(each) for each in (name + suffix, "narrow.c"))
+        path = Path(__file__).with_name(name + suffix)
         if path.exists():
-            if source.exists() and source.stat().st_mtime > path.stat().st_mtime:  # built from what it was before
+            if _changed_since(path):
                 return None
             try:
                 library = ctypes.CDLL(str(path))
@@ -47,6 +47,13 @@ def load(name: str) -> ctypes.CDLL | None:
                 return None
             return library if library.fop_fits() else None
     return None
+
+
+def _changed_since(path: Path) -> bool:
+    """Has the source changed since it was built? In a checkout: what pip has installed has the times of unpacking."""
+    source = Path(__file__).with_name("narrow.c")
+    in_checkout = source.exists() and (source.parents[1] / "pyproject.toml").exists()
+    return in_checkout and source.stat().st_mtime > path.stat().st_mtime
 
 
 library = load("_narrow")

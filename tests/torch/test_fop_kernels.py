@@ -319,13 +319,15 @@ def test_other_widths_for_few_rows(m: int, entries: int, expected: bool) -> None
 @built
 def test_a_library_older_than_its_source_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It may know other functions, or other arguments of them."""
-    library = Path(kernels.library._name)
-    copy = Path(shutil.copy(library, tmp_path))
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    package = tmp_path / "fop_torch"
+    package.mkdir()
+    copy = Path(shutil.copy(kernels.library._name, package))
+    monkeypatch.setattr(kernels, "__file__", str(package / "kernels.py"))
     assert kernels.load("_narrow") is not None
-    source = tmp_path / "narrow.c"
+    source, project = package / "narrow.c", tmp_path / "pyproject.toml"
     source.touch()
-    for age, loads in ((-10, True), (10, False)):
+    for checkout, age, loads in ((True, -10, True), (True, 10, False), (False, 10, True)):
+        project.touch() if checkout else project.unlink()
         os.utime(source, (copy.stat().st_mtime + age,) * 2)
         assert (kernels.load("_narrow") is not None) == loads
 

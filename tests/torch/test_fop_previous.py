@@ -94,6 +94,61 @@ def test_what_is_dropped_is_not_copied(options: dict[str, Any]) -> None:
         assert number == 0 or torch._C._data_address(optimizer.state[p]["prev_grad"]) == there
 
 
+#: Ways to look at a gradient's memory before the step, and to write there after it.
+LOOKS: dict[str, Callable[[Tensor], Any]] = {
+    "array": lambda grad: grad.numpy(),
+    "array of the detached": lambda grad: grad.detach().numpy(),
+    "array of its data": lambda grad: np.asarray(grad.data),
+    "another library's": lambda grad: np.from_dlpack(grad.detach()),
+    "array of a tensor of an array": lambda grad: torch.from_numpy(grad.numpy()).numpy(),
+    "a view's array": lambda grad: grad.view(-1)[3:].numpy(),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_who_looks_at_the_memory_before_the_step_writes_to_the_gradient_alone(
+    look: Callable[[Tensor], Any], options: dict[str, Any]
+) -> None:
+    """Such writes are unseen by torch; the memory must stay the gradient's, and not be the kept one's too."""
+    p = nn.Parameter(torch.randn(40, 20, 3, 3))
+    optimizer = FOP([p], 0.01, momentum=0.9, **options)
+    for _ in range(3):
+        p.grad = torch.randn_like(p)
+        array = look(p.grad)
+        was = p.grad.clone()
+        optimizer.step()
+        array[...] = 7.0
+        assert torch.equal(optimizer.state[p]["prev_grad"], was)
+        assert (p.grad == 7).sum() >= p.numel() - 3
+
+
+def test_a_gradient_filled_through_an_array_for_ever() -> None:
+    """As with torch's own optimizer, clipping in place between."""
+    trained = []
+    for make in (lambda ps: FOP(ps, 0.1, hyper_lr=0.0, preconditioner="spatial"), lambda ps: torch.optim.SGD(ps, 0.1)):
+        p = nn.Parameter(torch.ones(20, 40, 3, 3))
+        p.grad = torch.zeros_like(p)
+        array, optimizer = p.grad.numpy(), make([p])
+        for _ in range(10):
+            array[...] = p.detach().numpy() - 3
+            nn.utils.clip_grad_norm_([p], 5.0)
+            optimizer.step()
+        trained.append(p.detach())
+    assert torch.equal(*trained)
+
+
+def test_a_capsule_that_another_library_opens_after_the_step() -> None:
+    p = nn.Parameter(torch.randn(40, 20, 3, 3))
+    optimizer = FOP([p], 0.01, momentum=0.9)
+    for _ in range(3):
+        p.grad = torch.randn_like(p)
+        capsule, was = torch.utils.dlpack.to_dlpack(p.grad), p.grad.clone()
+        optimizer.step()
+        torch.utils.dlpack.from_dlpack(capsule).fill_(7.0)
+        assert torch.equal(optimizer.state[p]["prev_grad"], was)
+
+
 def in_a_buffer(gradients: list[Tensor]) -> list[Tensor]:
     """As DistributedDataParallel keeps them."""
     buffer = torch.cat([grad.flatten() for grad in gradients])
