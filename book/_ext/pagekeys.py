@@ -141,8 +141,8 @@ def _files_named(tree: ast.AST, folders: Iterable[Path]) -> Iterator[Path]:
     for text in _strings(tree):
         for folder in folders if text.strip("./ ") else ():
             place = (folder / text).resolve()
-            if not place.is_relative_to(ROOT) or place == ROOT:
-                continue
+            if not place.is_relative_to(ROOT) or place == ROOT or place.is_relative_to(ROOT / "_build"):
+                continue  # what a build writes is not what it is made from
             if place.is_file():
                 yield place
             elif "/" in text.strip("./") or (place / "__init__.py").is_file():

@@ -103,6 +103,14 @@ def test_where_the_code_does_not_tell_everything_counts(root, cell) -> None:
     assert {f"fop_theory/{name}.py" for name in ("one", "five", "alone", "styles")} <= behind(root, cell)
 
 
+def test_what_a_build_writes_is_not_what_it_is_made_from(root) -> None:
+    """Else no build were the same twice."""
+    (root / "_build/html").mkdir(parents=True)
+    for name in ("_build/html/index.html", "_build/digests.json"):
+        (root / name).touch()
+        assert behind(root, f"open({name!r}), open('_build/html')") == set()
+
+
 def test_a_theory_page_does_not_depend_on_data(root) -> None:
     page, digests = root / "book/theory/page.md", pagekeys.Digests(root / "_build/digests.json")
     assert set(pagekeys.dependencies(["from fop_theory import four"], page, digests)) == COMMON | THEORY | {
