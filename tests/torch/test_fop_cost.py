@@ -197,8 +197,7 @@ def recorded(network: str, method: str) -> float:
 def test_added_time_is_small_and_depends_on_the_network() -> None:
     """The limits were chosen when both were known; the paper names no device."""
     small, large = (recorded(network, "FOP") for network in ("All-CNN-C", "ResNet-18"))
-    assert 0 < small < 1
-    assert small < large < 3
+    assert 0 < small < 1 < large < 3
 
 
 @pytest.mark.claim("fig-2-cifar-time-s-hd", shows="undecided", by="experiment")
